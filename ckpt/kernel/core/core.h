@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The whole C floor of ckpt on one page: a header for the compiler and, with its preprocessor
+ * lines dropped, the cdef for cffi (build.py).
+ *
+ * Each function returns >= 0, or -errno. None prints, allocates, keeps state or knows a policy;
+ * buffers belong to the caller.
+ */
+#ifndef CKPT_CORE_H
+#define CKPT_CORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Any system call. */
+int64_t core_syscall(int64_t nr, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3,
+		     uint64_t a4, uint64_t a5);
+
+/* ptrace(2), raw; a PEEK writes its word through data. */
+int64_t core_ptrace(int64_t request, int32_t tid, uint64_t addr, uint64_t data);
+
+/* One register set (NT_PRSTATUS, NT_X86_XSTATE ...); get returns its length in bytes. */
+int64_t core_getregset(int32_t tid, uint32_t type, void *buf, size_t len);
+int64_t core_setregset(int32_t tid, uint32_t type, const void *buf, size_t len);
+
+/* A piece of an address space. */
+struct core_range {
+	uint64_t start;
+	uint64_t len;
+};
+
+/*
+ * process_vm_readv(2) of n ranges into one buffer, all of them or -errno: -EFAULT where a page
+ * cannot be read. Any n; the kernel takes IOV_MAX at a time.
+ */
+int64_t core_vm_read(int32_t pid, const struct core_range *ranges, size_t n, void *buf);
+int64_t core_vm_write(int32_t pid, const struct core_range *ranges, size_t n, const void *buf);
+
+/* What PAGEMAP_SCAN fills in (struct page_region of linux/fs.h, since Linux 6.7). */
+struct core_region {
+	uint64_t start;
+	uint64_t end;
+	uint64_t categories;
+};
+
+/*
+ * One PAGEMAP_SCAN ioctl over [start, end). Returns the number of regions; *walk_end is where it
+ * stopped, which is before end when the vector was full.
+ */
+int64_t core_pagemap_scan(int32_t fd, uint64_t start, uint64_t end, uint64_t flags,
+			  uint64_t all_of, uint64_t any_of, uint64_t inverted,
+			  uint64_t return_mask, struct core_region *regions, size_t n,
+			  uint64_t *walk_end);
+
+/*
+ * A child of ours, forked by clone3(2) with the pids of set_tid (innermost namespace first), that
+ * only waits, in a loop of pause(2), to be seized. flags are clone3's. Returns its pid.
+ */
+int64_t core_clone_paused(uint64_t flags, const int32_t *set_tid, size_t n);
+
+/* ---- the stub: what runs inside a stopped task (remote_*.c) ---- */
+
+enum core_call_flag {
+	CORE_MUST = 0x40,	/* a negative result ends the batch here */
+};
+
+/* One system call of a batch. Bit i of flags: argument i is not a value but where to load it. */
+struct core_call {
+	uint64_t nr;
+	uint64_t arg[6];
+	int64_t ret;
+	uint64_t flags;
+};
+
+/* The kernel's struct user_regs_struct; ip to ss are also the frame that iretq takes. */
+struct core_regs {
+	uint64_t r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax;
+	uint64_t ip, cs, flags, sp, ss;
+	uint64_t fs_base, gs_base, ds, es, fs, gs;
+};
+
+/*
+ * What one thread needs to run a batch. It lies in memory that tracer and tracee share.
+ * The stub makes the calls, then sends itself signo, at which the tracer has it stopped. If the
+ * tracer is gone the signal is nothing (signo is one the task ignores) and the stub takes the
+ * thread home by itself: signal mask, then every register.
+ */
+struct core_slot {
+	struct core_regs home;
+	uint64_t sigmask;
+	uint64_t tgid, tid, signo;
+	uint64_t count;		/* calls to make */
+	uint64_t done;		/* calls made */
+	uint64_t pivot[16];	/* the stack on which the stub is entered */
+	struct core_call call[];
+};
+
+/* The stub's code, position independent. Returns its length. */
+int64_t core_stub(const uint8_t **code);
+#endif
