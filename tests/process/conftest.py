@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests of real processes share: a place for images and targets, and nothing left behind."""
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from target import become_subreaper
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _subreaper() -> None:
+    become_subreaper()
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that every user may enter, unlike tmp_path: programs give up their rights."""
+    directory = Path(tempfile.mkdtemp(prefix="ckpt-test-"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No process and no descriptor stays behind a test."""
+    before = _descriptors()
+    yield
+    left = psutil.Process().children(recursive=True)
+    names = [f"{child.pid} ({child.name()}, {child.status()})" for child in left]
+    for child in left:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    new = {fd: to for fd, to in _descriptors().items() if before.get(fd) != to}
+    assert not names, f"processes left behind: {', '.join(names)}"
+    assert not new, f"descriptors left behind: {new}"
+
+
+def _descriptors() -> dict[str, str]:
+    """Our open descriptors and what they are."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:  # the one that lists the directory
+            continue
+    return found

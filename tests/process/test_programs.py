@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every program through every way of being dumped and restored; each program judges itself."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from programs import PROGRAMS, Program
+from target import Ckpt, Criu, Target, Tool
+
+pytestmark = pytest.mark.process
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Who dumps and who restores, and whether the target runs on after the dump."""
+
+    dumper: Callable[[], Tool]
+    restorer: Callable[[], Tool]
+    running: bool = False
+
+    def __str__(self) -> str:
+        names = f"{self.dumper.name}-{self.restorer.name}"
+        return f"{names}-running" if self.running else names
+
+    def why_not(self, program: Program) -> str:
+        """Why this program cannot go this way; empty if it can."""
+        reasons = []
+        if self.dumper is Criu:
+            reasons += [program.criu, program.criu_dump]
+        if self.restorer is Criu:
+            reasons += [program.criu, program.criu_restore]
+        return next(filter(None, reasons), "")
+
+
+# Real CRIU both ways says nothing of us, but that the programs are right.
+PROVING = (Way(Criu, Criu), Way(Criu, Criu, running=True))
+WAYS = (Way(Ckpt, Ckpt), Way(Ckpt, Criu), Way(Criu, Ckpt), Way(Ckpt, Ckpt, running=True))
+CASES = [
+    pytest.param(program, way, id=f"{program.name}-{way}")
+    for program in PROGRAMS
+    for way in (PROVING if os.environ.get("CKPT_PROVE_PROGRAMS") else WAYS)
+    if not way.why_not(program)
+]
+
+
+@pytest.mark.parametrize(("program", "way"), CASES)
+def test_program(program: Program, way: Way, place: Path) -> None:
+    images = place / "images"
+    dumper, restorer = way.dumper(), way.restorer()
+    with Target(program, place / "target") as target:
+        dumper.dump(target, images, *(["-R"] if way.running else []))
+        if way.running:
+            target.judge("the target itself, running on", images)
+        restorer.restore(target, images)
+        target.judge("the restored copy", images)
