@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ptrace(2), the PTRACE_SEIZE way: one Tracee per thread.
+
+Facts that bite:
+- A tracer's death detaches its tracees, and they run on with the registers they have at that
+  moment; nothing but PTRACE_O_EXITKILL (for tasks that are ours) prevents it.
+- A seized task that is interrupted in a system call stops with -ERESTART* in its result; whoever
+  sets its registers must see to the restart himself (arch.home).
+- waitpid needs __WALL for threads, and only the thread that seized a task may wait for it.
+"""
+
+import errno
+import os
+import signal
+from enum import IntFlag
+from types import TracebackType
+from typing import NamedTuple
+
+from ckpt.errors import NoSuchTask, TargetDied
+from ckpt.kernel.arch import NT_XSTATE, Regs
+from ckpt.kernel.ffi import check, ffi, lib
+
+WALL = 0x40000000
+NT_PRSTATUS = 1
+EVENT_CLONE, EVENT_STOP = 3, 128
+SYSCALL_STOP = signal.SIGTRAP | 0x80
+
+_CONT, _DETACH, _SYSCALL, _SETOPTIONS = 7, 17, 24, 0x4200
+_GETEVENTMSG, _GETSIGINFO = 0x4201, 0x4202
+_SEIZE, _INTERRUPT = 0x4206, 0x4207
+_PEEKSIGINFO, _GETSIGMASK, _SETSIGMASK = 0x4209, 0x420A, 0x420B
+_GET_RSEQ = 0x420F
+_SIGINFO_SIZE = 128
+_XSTATE_MAX = 64 << 10
+
+
+class Options(IntFlag):
+    """PTRACE_O_*."""
+
+    SYSGOOD = 1
+    CLONE = 1 << EVENT_CLONE
+    EXITKILL = 1 << 20
+    SUSPEND_SECCOMP = 1 << 21
+
+
+class Stop(NamedTuple):
+    """Why a task stopped: the signal, and the PTRACE_EVENT_* if it was one."""
+
+    signo: int
+    event: int
+
+
+class Rseq(NamedTuple):
+    """A thread's registered rseq area (struct ptrace_rseq_configuration)."""
+
+    pointer: int
+    size: int
+    signature: int
+    flags: int
+
+
+class Tracee:
+    """A seized thread. Leaving the `with` block detaches it; a thread that is gone is no error."""
+
+    def __init__(self, tid: int, options: Options = Options.SYSGOOD) -> None:
+        self.tid = tid
+        self.stopped = False
+        check(lib.core_ptrace(_SEIZE, tid, 0, options), "PTRACE_SEIZE", pid=tid)
+
+    def __enter__(self) -> "Tracee":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def _do(self, request: int, operation: str, addr: int = 0, data: int = 0) -> int:
+        ret = lib.core_ptrace(request, self.tid, addr, data)
+        if ret == -errno.ESRCH:
+            raise NoSuchTask(f"{operation} pid {self.tid}: the thread is gone")
+        return check(ret, operation, pid=self.tid)
+
+    def interrupt(self) -> None:
+        """Ask the thread to stop; wait() tells when it has."""
+        self._do(_INTERRUPT, "PTRACE_INTERRUPT")
+
+    def wait(self) -> Stop:
+        """Wait for the next stop.
+
+        Raises TargetDied when the thread ended instead.
+        """
+        _, status = os.waitpid(self.tid, WALL)
+        if not os.WIFSTOPPED(status):
+            raise TargetDied(f"pid {self.tid} ended while it was traced ({_ending(status)})")
+        self.stopped = True
+        return Stop(os.WSTOPSIG(status), status >> 16)
+
+    def cont(self, signo: int = 0) -> None:
+        """Let it run until the next signal or event; deliver signo if it is not 0."""
+        self._do(_CONT, "PTRACE_CONT", data=signo)
+        self.stopped = False
+
+    def syscall(self, signo: int = 0) -> None:
+        """Let it run until the next system call begins or ends."""
+        self._do(_SYSCALL, "PTRACE_SYSCALL", data=signo)
+        self.stopped = False
+
+    def detach(self) -> None:
+        """Let it go, wherever it is; does nothing if it is gone."""
+        try:
+            if not self.stopped:
+                self.interrupt()
+                self.wait()
+            self._do(_DETACH, "PTRACE_DETACH")
+        except (NoSuchTask, TargetDied, ChildProcessError):
+            pass
+        self.stopped = False
+
+    def set_options(self, options: Options) -> None:
+        """Replace the PTRACE_O_* options."""
+        self._do(_SETOPTIONS, "PTRACE_SETOPTIONS", data=options)
+
+    def event_message(self) -> int:
+        """Return what the last event carried: the new tid after a clone."""
+        word = ffi.new("uint64_t *")
+        self._do(_GETEVENTMSG, "PTRACE_GETEVENTMSG", data=_address(word))
+        return int(word[0])
+
+    def regs(self) -> Regs:
+        """Return the general registers."""
+        return Regs.unpack(self._getregset(NT_PRSTATUS, 27 * 8))
+
+    def set_regs(self, regs: Regs) -> None:
+        """Set the general registers."""
+        self._setregset(NT_PRSTATUS, regs.pack())
+
+    def xstate(self) -> bytes:
+        """Return the XSAVE area, in the layout without compaction."""
+        return self._getregset(NT_XSTATE, _XSTATE_MAX)
+
+    def set_xstate(self, xstate: bytes) -> None:
+        """Set the XSAVE area; its length must be what this machine's CPU has."""
+        self._setregset(NT_XSTATE, xstate)
+
+    def _getregset(self, kind: int, room: int) -> bytes:
+        buffer = ffi.new("uint8_t[]", room)
+        got = lib.core_getregset(self.tid, kind, buffer, room)
+        return bytes(ffi.buffer(buffer, check(got, "PTRACE_GETREGSET", pid=self.tid)))
+
+    def _setregset(self, kind: int, data: bytes) -> None:
+        ret = lib.core_setregset(self.tid, kind, ffi.from_buffer(data), len(data))
+        check(ret, "PTRACE_SETREGSET", pid=self.tid)
+
+    def sigmask(self) -> int:
+        """Return the blocked signals, bit n - 1 for signal n."""
+        word = ffi.new("uint64_t *")
+        self._do(_GETSIGMASK, "PTRACE_GETSIGMASK", 8, _address(word))
+        return int(word[0])
+
+    def set_sigmask(self, mask: int) -> None:
+        """Set the blocked signals."""
+        word = ffi.new("uint64_t *", mask & 0xFFFF_FFFF_FFFF_FFFF)
+        self._do(_SETSIGMASK, "PTRACE_SETSIGMASK", 8, _address(word))
+
+    def siginfo(self) -> bytes:
+        """Return the siginfo of the signal that this stop reports."""
+        buffer = ffi.new("uint8_t[]", _SIGINFO_SIZE)
+        self._do(_GETSIGINFO, "PTRACE_GETSIGINFO", data=_address(buffer))
+        return bytes(ffi.buffer(buffer))
+
+    def pending(self, *, shared: bool) -> list[bytes]:
+        """Return the queued signals' siginfos: the thread's own, or the process's if shared."""
+        room = 64
+        found: list[bytes] = []
+        buffer = ffi.new("uint8_t[]", room * _SIGINFO_SIZE)
+        while True:
+            # struct ptrace_peeksiginfo_args: u64 off, u32 flags, s32 nr
+            args = ffi.new("uint64_t[2]", [len(found), int(shared) | room << 32])
+            got = self._do(_PEEKSIGINFO, "PTRACE_PEEKSIGINFO", _address(args), _address(buffer))
+            data = bytes(ffi.buffer(buffer, got * _SIGINFO_SIZE))
+            found += [data[i : i + _SIGINFO_SIZE] for i in range(0, len(data), _SIGINFO_SIZE)]
+            if got < room:
+                return found
+
+    def rseq(self) -> Rseq | None:
+        """Return the registered rseq area (PTRACE_GET_RSEQ_CONFIGURATION, Linux 5.13)."""
+        config = ffi.new("uint32_t[6]")
+        self._do(_GET_RSEQ, "PTRACE_GET_RSEQ_CONFIGURATION", 24, _address(config))
+        pointer = config[0] | config[1] << 32
+        return Rseq(pointer, config[2], config[3], config[4]) if pointer else None
+
+
+def _address(cdata: object) -> int:
+    return int(ffi.cast("uintptr_t", cdata))
+
+
+def _ending(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"killed by signal {os.WTERMSIG(status)}"
+    return f"exit status {os.WEXITSTATUS(status)}"

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System calls made inside a stopped task, many in one round trip.
+
+A `Segment` of SysV shared memory, attached here and there, holds the stub (core/remote_*.c) and
+one slot per thread: a batch of calls and the thread's own registers. The task is led into it by
+one change of its registers: to a `syscall` instruction of its own code, with shmat as the call
+and a stack, inside the segment, that returns into the stub. So there is no moment at which the
+death of the tracer leaves a thread lost: either its registers are its own, or they lead through
+the stub, which ends by putting back the thread's own. SysV because it takes no descriptor in the
+task, because attaching is one call, and because Linux still attaches a segment marked for
+removal, so that nothing outlives us.
+
+The stub stops by sending itself a signal that the task ignores, so it is nothing when nobody
+traces. A task that handles all of those is run from call to call with PTRACE_SYSCALL instead.
+"""
+
+import errno
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from struct import Struct
+from types import TracebackType
+
+from ckpt.errors import CkptError, KernelError, TargetDied
+from ckpt.kernel.arch import NO_SYSCALL, NR, Regs, find_gadget, home
+from ckpt.kernel.ffi import check, ffi, lib, syscall
+from ckpt.kernel.ptrace import SYSCALL_STOP, Tracee
+
+_SHMGET, _SHMCTL = 29, 31
+_IPC_CREAT, _IPC_RMID, _IPC_SET, _SHM_EXEC = 0o1000, 0, 1, 0o100000
+_STUB_ROOM = 1024
+_MUST = 0x40
+
+_PIVOT_END = ffi.offsetof("struct core_slot", "call")
+_SIGMASK = ffi.offsetof("struct core_slot", "sigmask")
+_DONE = ffi.offsetof("struct core_slot", "done")
+_CALL = Struct("<7QqQ")
+_HEAD = Struct("<6Q")  # sigmask, tgid, tid, signo, count, done
+_QUIET = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
+
+
+@dataclass(frozen=True, slots=True)
+class Gadget:
+    """A `syscall` instruction in the task's code, and how the stack rises to its `ret`."""
+
+    address: int
+    risen: int
+
+
+class Segment:
+    """Executable memory of `size` bytes that a stopped task can attach at address `base`."""
+
+    def __init__(self, size: int, base: int, uid: int = 0, gid: int = 0) -> None:
+        self.size, self.base = size, base
+        self.id = check(syscall(_SHMGET, 0, size, _IPC_CREAT | 0o700), "shmget")
+        try:
+            # Anywhere will do for us; a restored task inherits it, so there base says where.
+            at = check(syscall(NR.shmat, self.id, 0, _SHM_EXEC), "shmat")
+            self._own(uid, gid)
+        finally:
+            syscall(_SHMCTL, self.id, _IPC_RMID, 0)
+        self._at = at
+        self.memory = memoryview(ffi.buffer(ffi.cast("uint8_t *", at), size)).cast("B")
+        code = ffi.new("uint8_t const **")
+        length = lib.core_stub(code)
+        self.memory[:length] = ffi.buffer(code[0], length)
+
+    def _own(self, uid: int, gid: int) -> None:
+        # struct ipc64_perm of IPC_SET: key, uid, gid, cuid, cgid, mode
+        perm = ffi.new("uint32_t[64]", [0, uid, gid, 0, 0, 0o700])
+        address = int(ffi.cast("uintptr_t", perm))
+        check(syscall(_SHMCTL, self.id, _IPC_SET, address), "IPC_SET")
+
+    def slots(self, count: int) -> list["Slot"]:
+        """Share the room after the stub among count threads."""
+        room = (self.size - _STUB_ROOM) // count & ~63
+        return [Slot(self, _STUB_ROOM + i * room, room) for i in range(count)]
+
+    def close(self) -> None:
+        """Detach it here; a task that has it keeps it."""
+        if self._at:
+            self.memory.release()
+            syscall(NR.shmdt, self._at)
+            self._at = 0
+
+    def __enter__(self) -> "Segment":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(slots=True)
+class Slot:
+    """A thread's part of a segment: offset and room in bytes."""
+
+    segment: Segment
+    offset: int
+    room: int
+
+    @property
+    def address(self) -> int:
+        """Where the task sees it."""
+        return self.segment.base + self.offset
+
+
+class Buffer:
+    """Memory of a batch, as the task's calls see it and as we do."""
+
+    __slots__ = ("_slot", "_start", "address", "size")
+
+    def __init__(self, slot: Slot, start: int, size: int) -> None:
+        self._slot, self._start, self.size = slot, start, size
+        self.address = slot.segment.base + start
+
+    @property
+    def bytes(self) -> bytes:
+        """What it holds now."""
+        return self._slot.segment.memory[self._start : self._start + self.size].tobytes()
+
+
+class Call:
+    """A system call of a batch; as an argument of a later one it stands for its result."""
+
+    __slots__ = ("_at", "_slot", "name", "pointer")
+
+    def __init__(self, slot: Slot, at: int, name: str) -> None:
+        self._slot, self._at, self.name = slot, at, name
+        self.pointer = slot.segment.base + at + 56
+
+    @property
+    def ret(self) -> int:
+        """Its result: >= 0 or -errno."""
+        return int(_CALL.unpack_from(self._slot.segment.memory, self._at)[7])
+
+    @property
+    def args(self) -> tuple[int, ...]:
+        """Its arguments as they were written."""
+        return _CALL.unpack_from(self._slot.segment.memory, self._at)[1:7]
+
+
+Argument = int | Call | Buffer
+
+
+class Batch:
+    """Calls to be made in a task, in order. Filling one costs the task nothing."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+        self._next = slot.offset + _PIVOT_END
+        self._top = slot.offset + slot.room
+        self.calls: list[Call] = []
+
+    def call(self, nr: NR, *args: Argument, must: bool = False) -> Call:
+        """Add a call; with must, a failure ends the batch there and run() raises."""
+        if self._next + _CALL.size > self._top:
+            raise BatchFull(f"batch of {len(self.calls)} calls: no room for {nr.name}")
+        flags, values = (_MUST if must else 0), [0] * 6
+        for i, arg in enumerate(args):
+            if isinstance(arg, Call):
+                flags, values[i] = flags | 1 << i, arg.pointer
+            else:
+                values[i] = (arg.address if isinstance(arg, Buffer) else arg) & NO_SYSCALL
+        _CALL.pack_into(self._slot.segment.memory, self._next, nr, *values, 0, flags)
+        self.calls.append(Call(self._slot, self._next, nr.name))
+        self._next += _CALL.size
+        return self.calls[-1]
+
+    def room(self, size: int) -> Buffer:
+        """Set aside size zeroed bytes (64-byte aligned) for calls to read or write."""
+        start = (self._top - size) & ~63
+        if start < self._next:
+            raise BatchFull(f"batch of {len(self.calls)} calls: no room for {size} bytes")
+        self._top = start
+        self._slot.segment.memory[start : start + size] = bytes(size)
+        return Buffer(self._slot, start, size)
+
+    def data(self, content: bytes) -> Buffer:
+        """Set aside room that holds content."""
+        buffer = self.room(len(content))
+        start = buffer.address - self._slot.segment.base
+        self._slot.segment.memory[start : start + len(content)] = content
+        return buffer
+
+    def fits(self, calls: int, size: int = 0) -> bool:
+        """Say whether so many calls and bytes more would fit."""
+        return self._next + calls * (_CALL.size + 64) + size <= self._top
+
+
+class BatchFull(CkptError):
+    """A batch that does not fit its slot: run what there is, begin another."""
+
+
+class Remote:
+    """One stopped thread, lent to us to make system calls in."""
+
+    def __init__(self, tracee: Tracee, tgid: int, slot: Slot, *, signo: int) -> None:
+        self.tracee, self.tgid, self.slot, self.signo = tracee, tgid, slot, signo
+        self._stub = slot.segment.base
+        self._away = False
+
+    @property
+    def tid(self) -> int:
+        """The thread's id, as we see it."""
+        return self.tracee.tid
+
+    def batch(self) -> Batch:
+        """Begin a batch; the last one's results are gone once the new one is filled."""
+        return Batch(self.slot)
+
+    def infect(self, regs: Regs, sigmask: int, gadget: Gadget, batch: Batch) -> None:
+        """Attach the segment by way of the task's own code and run a first batch.
+
+        regs and sigmask are what the thread is to go home with.
+        """
+        top = self.slot.address + _PIVOT_END
+        # The gadget's ret must leave rsp just above the pivot, where the stub expects it.
+        self._write_pivot(self._stub)
+        entry = regs._replace(
+            ip=gadget.address,
+            sp=top - 8 - gadget.risen,
+            ax=NR.shmat,
+            di=self.slot.segment.id,
+            si=self._stub,
+            dx=_SHM_EXEC,
+            orig_ax=NO_SYSCALL,
+        )
+        self.start(regs, sigmask, batch, entry)
+        self.finish(batch)
+
+    def _write_pivot(self, target: int) -> None:
+        at = self.slot.offset + _PIVOT_END - 8
+        self.slot.segment.memory[at : at + 8] = target.to_bytes(8, "little")
+
+    def start(self, regs: Regs, sigmask: int, batch: Batch, entry: Regs | None = None) -> None:
+        """Set the thread off on a batch; finish() waits for it.
+
+        regs and sigmask are what it goes home with.
+        """
+        memory, at = self.slot.segment.memory, self.slot.offset
+        memory[at : at + 216] = home(regs).pack()
+        head = (sigmask, self.tgid, self.tid, self.signo, len(batch.calls), 0)
+        _HEAD.pack_into(memory, at + _SIGMASK, *head)
+        if entry is None:
+            sp = self.slot.address + _PIVOT_END
+            entry = regs._replace(ip=self._stub, sp=sp, orig_ax=NO_SYSCALL)
+        # Registers first: whoever finds all signals blocked is led by the stub to unblock them.
+        self.tracee.set_regs(entry)
+        if not self._away:
+            quiet = 1 << self.signo - 1 if self.signo else 0
+            self.tracee.set_sigmask(NO_SYSCALL & ~quiet)
+        self._away = True
+        self._cont()
+
+    def _cont(self) -> None:
+        if self.signo:
+            self.tracee.cont()
+        else:
+            self.tracee.syscall()
+
+    def finish(self, batch: Batch) -> None:
+        """Wait until the batch has been made; raises for a call that had to succeed."""
+        while not self._at_end(*self.tracee.wait()):
+            self._cont()
+        done = int.from_bytes(self._peek(_DONE, 8), "little")
+        if done and done <= len(batch.calls):
+            self._check(batch.calls[done - 1])
+
+    def _peek(self, at: int, size: int) -> bytes:
+        start = self.slot.offset + at
+        return self.slot.segment.memory[start : start + size].tobytes()
+
+    def _at_end(self, signo: int, event: int) -> bool:
+        """Say whether this stop is the stub's own."""
+        if event:
+            return False
+        if self.signo and signo == self.signo:
+            return self._is_own_signal()
+        if signo == SYSCALL_STOP:
+            regs = self.tracee.regs()
+            return regs.orig_ax == NR.tgkill and regs.di == self.tgid and regs.dx == 0
+        if signo in (signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGSYS):
+            regs = self.tracee.regs()
+            raise KernelError(
+                -regs.result if -4096 < regs.result < 0 else errno.EFAULT,
+                f"system calls in the task (signal {signo} at {regs.ip:#x})",
+                pid=self.tid,
+            )
+        return False
+
+    def _is_own_signal(self) -> bool:
+        info = self.tracee.siginfo()
+        # struct siginfo: si_signo, si_errno, si_code; SI_TKILL is -6
+        return int.from_bytes(info[8:12], "little", signed=True) == -6
+
+    def _check(self, last: Call) -> None:
+        flags = _CALL.unpack_from(self.slot.segment.memory, last._at)[8]
+        if flags & _MUST and last.ret < 0:
+            raise KernelError(-last.ret, _described(last), pid=self.tid)
+
+    def run(self, batch: Batch, regs: Regs, sigmask: int) -> None:
+        """Make a batch of calls and wait for their results."""
+        self.start(regs, sigmask, batch)
+        self.finish(batch)
+
+    def go_home(self, regs: Regs, sigmask: int) -> None:
+        """Give the thread its own registers and signal mask again; it stays stopped."""
+        if self._away:
+            self.tracee.set_sigmask(sigmask)
+            self.tracee.set_regs(home(regs))
+            self._away = False
+
+    def cure(self, regs: Regs, sigmask: int, gadget: Gadget) -> None:
+        """Detach the segment from the task, then go home."""
+        detach = regs._replace(
+            ip=gadget.address, sp=0, ax=NR.shmdt, di=self._stub, orig_ax=NO_SYSCALL
+        )
+        self.tracee.set_regs(detach)
+        for _ in ("entry", "exit"):
+            self.tracee.syscall()
+            while self.tracee.wait().signo != SYSCALL_STOP:
+                self.tracee.syscall()
+        ret = self.tracee.regs().result
+        self._away = True
+        self.go_home(regs, sigmask)
+        check(ret, "shmdt", pid=self.tid)
+
+
+def _described(call: Call) -> str:
+    return f"{call.name}({', '.join(f'{arg:#x}' for arg in call.args)}) in the task"
+
+
+def quiet_signal(caught: int, pending: int) -> int:
+    """Choose a signal that a task neither handles nor has pending; 0 if there is none.
+
+    caught and pending are /proc/PID/status's SigCgt and SigPnd | ShdPnd.
+    """
+    taken = caught | pending
+    return next((int(s) for s in _QUIET if not taken >> s - 1 & 1), 0)
+
+
+def find_syscall(mem: int, ranges: Sequence[tuple[int, int]]) -> Gadget:
+    """Find a gadget in the task's executable ranges (start, end), in their order.
+
+    mem is a descriptor of its /proc/PID/mem. Raises KernelError if there is none.
+    """
+    for start, end in ranges:
+        for at in range(start, min(end, start + (4 << 20)), 1 << 20):
+            try:
+                code = os.pread(mem, min(end - at, 1 << 20), at)
+            except OSError:
+                break
+            if found := find_gadget(code):
+                return Gadget(at + found[0], found[1])
+    raise KernelError(errno.ENOEXEC, "looking for a syscall instruction in the task's code")
+
+
+__all__ = [
+    "Argument",
+    "Batch",
+    "BatchFull",
+    "Buffer",
+    "Call",
+    "Gadget",
+    "Remote",
+    "Segment",
+    "Slot",
+    "TargetDied",
+    "find_syscall",
+    "quiet_signal",
+]
