@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The interface that every kind of open file has: how it is recognised, dumped and made again.
+
+A kind works on *local* descriptors. At dump `pidfd_getfd` has given us a copy of the target's
+descriptor: the same open file, so what is asked of the copy is asked of the target's file. At
+restore a kind makes the file here; the restored task inherits the descriptor and moves it to its
+number. So a kind is ordinary Python that needs neither root nor a target to be tested. What can
+only be said with the final numbers, inside the restored task (an epoll set keeps the number a
+file had when it was added), is said in `connect`.
+
+To add a kind: `protos/x.proto`, `ckpt/files/x.py`, `tests/programs/x.c`, and a line in
+`ckpt.files.KINDS`.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from struct import Struct
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from ckpt.errors import ImageError
+from ckpt.image import pb
+from ckpt.image.directory import ImageDir, RecordWriter
+from ckpt.kernel.fdinfo import FdInfo
+from ckpt.kernel.remote import Batch
+from ckpt.options import DumpOptions, RestoreOptions
+
+T = TypeVar("T")
+
+F_GETOWN_EX, F_GETOWNER_UIDS = 16, 17
+_OWNER = Struct("<ii")
+
+
+@dataclass(slots=True)
+class OpenFile:
+    """One open file of the target, seen through a local copy of its descriptor.
+
+    fd is the local copy (the table closes it), pid and number name the target's own descriptor
+    (the lowest, if several share the file), id is its number in the image.
+    """
+
+    fd: int
+    pid: int
+    number: int
+    id: int
+    stat: os.stat_result
+    link: str
+    info: FdInfo
+
+    @property
+    def flags(self) -> int:
+        """The open flags (O_*), without O_CLOEXEC, which belongs to a descriptor."""
+        return fcntl.fcntl(self.fd, fcntl.F_GETFL)
+
+    @property
+    def name(self) -> str:
+        """How to name it in a message: `fd 7 of pid 812 (pipe:[123])`."""
+        return f"fd {self.number} of pid {self.pid} ({self.link})"
+
+    def owner(self) -> pb.fown_entry:
+        """Return who gets SIGIO, as fcntl(2) F_GETOWN_EX tells."""
+        kind, pid = _OWNER.unpack(fcntl.fcntl(self.fd, F_GETOWN_EX, bytes(8)))
+        if not pid:
+            return pb.fown_entry(uid=0, euid=0, signum=0, pid_type=0, pid=0)
+        uid, euid = _OWNER.unpack(fcntl.fcntl(self.fd, F_GETOWNER_UIDS, bytes(8)))
+        signum = fcntl.fcntl(self.fd, fcntl.F_GETSIG)
+        return pb.fown_entry(uid=uid, euid=euid, signum=signum, pid_type=kind, pid=pid)
+
+    def common(self) -> dict[str, Any]:
+        """Return the three fields that nearly every kind's message has: id, flags, fown."""
+        return {"id": self.id, "flags": self.flags, "fown": self.owner()}
+
+
+class SaveShmem(Protocol):
+    """Writes the content of a shared memory object as pagemap-shmem-ID.img."""
+
+    def __call__(self, shmid: int, fd: int, size: int) -> None:
+        """Save the size bytes of the file at fd; a second call for an id does nothing."""
+
+
+class LoadShmem(Protocol):
+    """Fills a shared memory object from pagemap-shmem-ID.img."""
+
+    def __call__(self, shmid: int, fd: int) -> None:
+        """Write the saved pages of shmid to the file at fd."""
+
+
+@dataclass(slots=True)
+class Dump:
+    """What the kinds of one dump share.
+
+    identify gives the image's id for a descriptor of the target's table, or None: an epoll set
+    or a queue names files by it. save_path dumps an O_PATH-like reference to what a local
+    descriptor is open on (a fifo's path) and returns its id.
+    """
+
+    image: ImageDir
+    options: DumpOptions
+    save_shmem: SaveShmem
+    next_id: Callable[[], int]
+    add_entry: Callable[[pb.file_entry], None]
+    root: str = "/"
+    _seen: set[Hashable] = field(default_factory=set)
+    _writers: dict[str, RecordWriter] = field(default_factory=dict)
+    _memo: dict[Hashable, Any] = field(default_factory=dict)
+
+    def first(self, *key: Hashable) -> bool:
+        """Say whether this is the first call with key: shared content is written once."""
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+    def memo(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what make() gave when first asked for key (a socket table, an inode's id)."""
+        if key not in self._memo:
+            self._memo[key] = make()
+        result: T = self._memo[key]
+        return result
+
+    def writer(self, kind: str) -> RecordWriter:
+        """Return the writer of an image that the whole tree shares, made at first use."""
+        if kind not in self._writers:
+            self._writers[kind] = self.image.writer(kind)
+        return self._writers[kind]
+
+    def close(self) -> None:
+        """Finish the images that writer() began."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+
+@dataclass(slots=True)
+class Restore:
+    """What the kinds of one restore share; entries maps image ids to files.img's records."""
+
+    image: ImageDir
+    options: RestoreOptions
+    entries: dict[int, pb.file_entry]
+    load_shmem: LoadShmem
+    make: Callable[[int], int] = lambda _: -1
+    _once: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what make() gave when first asked for key: both ends of a pipe, say."""
+        if key not in self._once:
+            self._once[key] = make()
+        result: T = self._once[key]
+        return result
+
+    def entry(self, file_id: int) -> pb.file_entry:
+        """Return the record of an id; raises ImageError if there is none."""
+        try:
+            return self.entries[file_id]
+        except KeyError:
+            raise ImageError(f"files.img: no file with id {file_id}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a restored file ended up: its lowest number in the task, and the file's image id."""
+
+    number: int
+    id: int
+
+
+class FileKind:
+    """One kind of open file. All methods are class methods: a kind has no state.
+
+    type is its fd_types value, field the name of its message in file_entry.
+    """
+
+    type: ClassVar[int]
+    field: ClassVar[str]
+
+    @classmethod
+    def claims(cls, file: OpenFile) -> bool:
+        """Say whether this file is of this kind; the first of KINDS to do so dumps it."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, file: OpenFile, options: DumpOptions) -> None:
+        """Raise Unsupported if this file cannot be dumped; runs before the target is touched."""
+
+    @classmethod
+    def dump(cls, file: OpenFile, out: Dump) -> Any:
+        """Return the kind's message. Runs while the target is frozen."""
+        raise NotImplementedError
+
+    @classmethod
+    def create(cls, entry: Any, make: Restore) -> int:
+        """Make the file from its message and return a local descriptor of it."""
+        raise NotImplementedError
+
+    @classmethod
+    def connect(cls, entry: Any, placed: Placed, make: Restore, batch: Batch) -> None:
+        """Say what can only be said inside the task, once all its descriptors are in place."""
+
+
+def anon_inode(file: OpenFile, name: str) -> bool:
+    """Say whether file is an anonymous inode of that name: its link is `anon_inode:[name]`."""
+    return file.link == f"anon_inode:{name}"
