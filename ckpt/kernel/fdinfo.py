@@ -7,7 +7,6 @@ belong to the process. Sockets have just the common fields. Format: proc_pid_fdi
 show_fdinfo function of each kind in the kernel. Device numbers are the kernel's own here: major
 << 20 | minor.
 """
-# ruff: noqa: PTH123
 
 import re
 from collections.abc import Mapping
@@ -266,12 +265,8 @@ def _mark(words: dict[bytes, bytes]) -> FanotifyMark:
 
 
 def locks() -> list[Lock]:
-    """All file locks whose owner is in the pid namespace of our /proc.
-
-    Raises OSError if /proc is not there.
-    """
-    with open("/proc/locks", "rb", buffering=0) as file:
-        return parse_locks(file.readall())
+    """All file locks whose owner is in the pid namespace of our /proc."""
+    return parse_locks(procfs.read_path("/proc/locks"))
 
 
 def parse_locks(text: bytes) -> list[Lock]:

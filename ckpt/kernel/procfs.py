@@ -12,7 +12,7 @@ when the file is missing though the task is there.
 These run while a target is frozen, hence whole-file reads and bytes; pathlib costs start-up time.
 Formats: proc(5) and the pages it leads to (proc_pid_stat(5), ...); fs/proc/array.c where named.
 """
-# ruff: noqa: PTH110, PTH115, PTH120, PTH123, PTH208
+# ruff: noqa: PTH110, PTH115, PTH120, PTH208
 
 import errno
 import os
@@ -34,12 +34,24 @@ INVALID_UID = 2**32 - 1
 
 def read(pid: Pid, name: str) -> bytes:
     """All of /proc/PID/NAME. One moment's view only if the task is stopped."""
-    path = f"/proc/{pid}/{name}"
+    return read_path(f"/proc/{pid}/{name}")
+
+
+def read_path(path: str) -> bytes:
+    """All of a file below /proc; a third faster than a file object would be."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _failure(error, "open", path) from error
+    parts = []
+    try:
+        while part := os.read(fd, 65536):
+            parts.append(part)
     except OSError as error:
         raise _failure(error, "read", path) from error
+    finally:
+        os.close(fd)
+    return b"".join(parts)
 
 
 def readlink(pid: Pid, name: str) -> str:
@@ -527,8 +539,7 @@ class Shm:
 
 def shm() -> list[Shm]:
     """The System V shared memory segments of the caller's IPC namespace."""
-    with open("/proc/sysvipc/shm", "rb", buffering=0) as file:
-        return parse_shm(file.readall())
+    return parse_shm(read_path("/proc/sysvipc/shm"))
 
 
 def parse_shm(text: bytes) -> list[Shm]:
