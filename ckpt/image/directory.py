@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image directory: created, filled and sealed by a dump; opened and read by a restore.
+
+Everything is opened relative to the directory's descriptor and without following symlinks, so no
+path leads out of it; only `parent`, the image that unchanged pages are in, may lie elsewhere.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from google.protobuf.message import Message
+
+from ckpt.errors import ImageError
+from ckpt.image.kinds import KINDS
+from ckpt.image.records import Record, RecordWriter, Source
+
+VERSION = 2
+"""The `img_version` that we write and read."""
+
+_PARENT = "parent"
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_WRITE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def _failed(path: Path, error: OSError) -> ImageError:
+    return ImageError(f"{path}: {error.strerror}")
+
+
+class ImageDir:
+    """An image directory; a context manager that owns its descriptor.
+
+    Made by `create` or `open`. Methods raise ImageError for whatever is wrong with the directory,
+    its files and what they say. An `id` is what stands in the file name: a pid, a namespace id ...
+    """
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+        self._made_directory = False
+        self._written: list[str] = []
+        self._sealed = False
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], parent: str | None = None) -> Self:
+        """Make the directory, or take one that has no image in it, to write a new image.
+
+        `parent` is the path, from inside the directory, of the image with the unchanged pages.
+        """
+        path = Path(path)
+        made = _make_directory(path)
+        image = cls(path, _open_directory(path))
+        image._made_directory = made
+        try:
+            image._refuse_used()
+            if parent is not None:
+                image._link_parent(parent)
+        except BaseException:
+            image.discard()
+            raise
+        return image
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a finished image; refuse anything without an inventory of our version."""
+        path = Path(path)
+        image = cls(path, _open_directory(path))
+        try:
+            image._check_inventory()
+        except BaseException:
+            image.close()
+            raise
+        return image
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close; after an exception, an image that is not sealed yet is removed."""
+        if kind is not None and not self._sealed:
+            self.discard()
+        self.close()
+
+    def close(self) -> None:
+        """Close the directory's descriptor, and the parent's if it was opened."""
+        parent = self.__dict__.pop("parent", None)
+        if parent is not None:
+            parent.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def discard(self) -> None:
+        """Remove what was written here, and the directory if it was made for it; then close."""
+        for name in self._written:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self.fd)
+        self._written.clear()
+        if self._made_directory:
+            with suppress(OSError):  # someone else has put a file there
+                self.path.rmdir()
+        self.close()
+
+    @cached_property
+    def parent(self) -> "ImageDir | None":
+        """The parent image, opened when first asked for; None if there is none."""
+        try:
+            fd = os.open(_PARENT, _DIRECTORY, dir_fd=self.fd)
+        except FileNotFoundError:
+            if not self._is_there(_PARENT):
+                return None
+            raise ImageError(f"{self.path / _PARENT}: leads nowhere") from None
+        except OSError as error:
+            raise _failed(self.path / _PARENT, error) from error
+        parent = ImageDir(self.path / _PARENT, fd)
+        try:
+            parent._check_inventory()
+        except BaseException:
+            parent.close()
+            raise
+        return parent
+
+    # writing
+
+    def write(self, kind: str, *messages: Message, id: int | None = None) -> None:
+        """Write a file that holds these messages."""
+        with self.writer(kind, id) as writer:
+            for message in messages:
+                writer.append(message)
+
+    def writer(self, kind: str, id: int | None = None) -> RecordWriter:
+        """Create a file to append records to."""
+        return RecordWriter(self._create_file(KINDS[kind].file_name(id)), KINDS[kind])
+
+    def seal(self, inventory: Message) -> None:
+        """Make the image valid and durable: sync all that was written, the inventory last."""
+        name = KINDS["inventory"].file_name(None)
+        temporary = f"{name}.tmp"
+        with RecordWriter(self._create_file(temporary), KINDS["inventory"]) as writer:
+            writer.append(inventory)
+        for written in self._written:
+            self._sync(written)
+        os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        self._written.append(name)
+        os.fsync(self.fd)
+        self._sealed = True
+
+    # reading
+
+    def exists(self, kind: str, id: int | None = None) -> bool:
+        """Tell whether there is such a file."""
+        return self._is_there(KINDS[kind].file_name(id))
+
+    def source(self, kind: str, id: int | None = None) -> Source:
+        """Open a file to read its records from, tails not included; magic words are checked."""
+        name = KINDS[kind].file_name(id)
+        source = Source(self._open_file(name), str(self.path / name))
+        try:
+            source.expect(KINDS[kind])
+        except BaseException:
+            source.close()
+            raise
+        return source
+
+    def extents(self, kind: str, id: int | None = None) -> Iterator[tuple[Record, Source]]:
+        """Yield records whose tails are still in the file; for tails too large for memory."""
+        with self.source(kind, id) as source:
+            for record in source.records(KINDS[kind]):
+                yield record, source
+
+    def records(self, kind: str, id: int | None = None) -> Iterator[tuple[Any, bytes]]:
+        """Yield every message of a file, with its raw tail."""
+        for record, source in self.extents(kind, id):
+            yield record.message, source.tail(record)
+
+    def read(self, kind: str, id: int | None = None) -> Any:
+        """Return the message of a file that has exactly one."""
+        messages = [message for message, _ in self.records(kind, id)]
+        if len(messages) != 1:
+            name = self.path / KINDS[kind].file_name(id)
+            raise ImageError(f"{name}: expected one record, found {len(messages)}")
+        return messages[0]
+
+    def open_raw(self, kind: str, id: int, *, write: bool = False) -> int:
+        """Return a descriptor of a raw file (pages, route ...); the caller closes it."""
+        name = KINDS[kind].file_name(id)
+        return self._create_file(name) if write else self._open_file(name)
+
+    # the file system
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _failed(self.path / name, error) from error
+        return True
+
+    def _create_file(self, name: str) -> int:
+        # Statistics of an earlier run may be replaced, an image file never.
+        flags = os.O_TRUNC if name.startswith("stats-") else os.O_EXCL
+        try:
+            fd = os.open(name, _WRITE | flags, 0o600, dir_fd=self.fd)
+        except OSError as error:
+            raise _failed(self.path / name, error) from error
+        self._written.append(name)
+        return fd
+
+    def _open_file(self, name: str) -> int:
+        try:
+            fd = os.open(name, _READ, dir_fd=self.fd)
+        except OSError as error:
+            raise _failed(self.path / name, error) from error
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise ImageError(f"{self.path / name}: not a regular file")
+        return fd
+
+    def _sync(self, name: str) -> None:
+        fd = self._open_file(name)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _link_parent(self, parent: str) -> None:
+        try:
+            os.symlink(parent, _PARENT, dir_fd=self.fd)
+        except OSError as error:
+            raise _failed(self.path / _PARENT, error) from error
+        self._written.append(_PARENT)
+        if self.parent is None:
+            raise ImageError(f"{self.path / _PARENT}: no such image")
+
+    def _refuse_used(self) -> None:
+        names = os.listdir(self.fd)  # noqa: PTH208 (Path takes no descriptor)
+        used = [name for name in names if name.endswith(".img") or name == _PARENT]
+        if used:
+            raise ImageError(
+                f"{self.path}: there is an image already ({min(used)})",
+                hint="give a new directory, or empty this one",
+            )
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=self.fd):
+            raise ImageError(f"{self.path}: not writable")
+
+    def _check_inventory(self) -> None:
+        if not self.exists("inventory"):
+            raise ImageError(
+                f"{self.path}: no inventory.img: an unfinished dump, or not an image at all",
+                hint="give the directory that a dump has finished in",
+            )
+        version = self.read("inventory").img_version
+        if version != VERSION:
+            raise ImageError(f"{self.path}: image version {version}; we read {VERSION}")
+
+
+def _make_directory(path: Path) -> bool:
+    """Return whether it was not there before."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise _failed(path, error) from error
+    return True
+
+
+def _open_directory(path: Path) -> int:
+    try:
+        return os.open(path, _DIRECTORY)
+    except OSError as error:
+        raise _failed(path, error) from error
