@@ -18,6 +18,7 @@ class Program:
     criu: str = ""  # why real criu can neither dump nor restore it
     criu_dump: str = ""  # why real criu cannot dump it
     criu_restore: str = ""  # why real criu cannot restore it
+    huge_pages: int = 0  # of 2 MiB, that it needs
     terminal: bool = False  # runs in a shell's session on a pseudo terminal
 
 
@@ -27,9 +28,29 @@ def program(name: str, *args: str, source: str = "", **marks) -> Program:
 
 
 PROGRAMS = (
+    # Memory
     program("anon_private"),
+    program("anon_shared"),
+    program("file_private"),
+    program("file_shared"),
+    program("file_deleted_map"),
+    program("memfd_map"),
+    program("memfd_seals"),
+    program("sysv_shm"),
+    program("hugetlb", huge_pages=8),
+    program("growsdown"),
+    program("heap_brk"),
+    program("mlock"),
+    program("mlock_onfault", criu="locks and populates all of it"),
+    program("madvise"),
+    program("thp_disable"),
+    program("vdso"),
+    program("mm_fields", "old"),
+    program("maps"),
+    # Tasks
     program("tls_threads"),
     program("umask"),
+    # Descriptors
     program("eventfd"),
     program("eventfd_semaphore", criu="loses the mode"),
     program("eventfd_full", criu_restore="keeps 32 bits"),

@@ -131,6 +131,17 @@ def wait_until(condition, what: str, timeout: float = DEADLINE) -> None:
         time.sleep(POLL_INTERVAL)
 
 
+@contextlib.contextmanager
+def huge_pages(count: int) -> Iterator[None]:
+    """So many huge pages more, as far as there are, for a while."""
+    knob = Path("/proc/sys/vm/nr_hugepages")
+    knob.write_text(str(int(knob.read_text()) + count))
+    try:
+        yield
+    finally:
+        knob.write_text(str(max(0, int(knob.read_text()) - count)))
+
+
 class Target:
     """A running test program, and later its restored copy: same pid, same directory."""
 
@@ -139,6 +150,7 @@ class Target:
         self.directory = directory
         self.terminal: Terminal | None = None
         self.task: Task | None = None
+        self.cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> "Target":
         # Programs give up their rights: whoever they become must still get at ready and verdict.
@@ -158,6 +170,7 @@ class Target:
         if self.terminal:
             self.terminal.close()
             self.terminal = None
+        self.cleanup.close()
 
     @property
     def pid(self) -> int:
@@ -166,6 +179,8 @@ class Target:
         return self.task.pid
 
     def _start(self) -> None:
+        if self.program.huge_pages:
+            self.cleanup.enter_context(huge_pages(self.program.huge_pages))
         argv = [str(build(self.program.source)), str(self.directory), *self.program.args]
         if self.program.terminal:
             self.terminal = Terminal(self.directory)

@@ -3,40 +3,13 @@
  * Private anonymous memory: written pages, holes, pages without permission that hold data, read-only
  * parts, a mapping split by mprotect, a page of zeros that was written, and guard regions.
  */
-#include "program.h"
-#include <setjmp.h>
-#include <sys/mman.h>
+#include "memory.h"
 
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
 #endif
 
-enum { PAGE = 4096, PAGES = 256 };
-
-static sigjmp_buf out;
-
-static void on_fault(int signo)
-{
-	siglongjmp(out, signo);
-}
-
-/* Does touching this address fault? */
-static int faults(volatile char *address, bool write)
-{
-	if (sigsetjmp(out, 1))
-		return 1;
-	if (write)
-		*address = *address;
-	else
-		(void)*address;
-	return 0;
-}
-
-static int resident(void *page)
-{
-	unsigned char state = 0;
-	return mincore(page, PAGE, &state) ? -1 : state & 1;
-}
+enum { PAGES = 256 };
 
 static char *map(int protection)
 {
@@ -48,7 +21,6 @@ static char *map(int protection)
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
-	struct sigaction catch = {.sa_handler = on_fault};
 	char *sparse = map(PROT_READ | PROT_WRITE), *hidden = map(PROT_READ | PROT_WRITE);
 	char *readonly = map(PROT_READ | PROT_WRITE), *split = map(PROT_READ | PROT_WRITE);
 	char *guarded = map(PROT_READ | PROT_WRITE), *untouched = map(PROT_READ | PROT_WRITE);
@@ -73,16 +45,16 @@ int main(int argc, char **argv)
 
 	checkpoint();
 
-	sigaction(SIGSEGV, &catch, NULL);
+	catch_faults();
 	for (int i = 0; i < PAGES; i++)
 		if (i % 3 == 0)
 			check_is(differs(sparse + i * PAGE, PAGE, i), -1);
 	check_is(resident(sparse + 2 * PAGE), 0);
 	for (int i = 0; i < PAGES; i++)
 		if (i % 3)
-			check(all_bytes(sparse + i * PAGE, PAGE, 0), "page %d", i);
+			check(all_zero(sparse + i * PAGE, PAGE), "page %d", i);
 	check_is(resident(untouched), 0);
-	check(all_bytes(untouched, PAGES * PAGE, 0));
+	check(all_zero(untouched, PAGES * PAGE));
 
 	check_is(faults(hidden, false), 1);
 	check_is(faults(hidden + (PAGES - 1) * PAGE, false), 1);

@@ -151,18 +151,18 @@ static unused long differs(const void *buffer, size_t size, unsigned seed)
 	return -1;
 }
 
-static unused long all_bytes(const void *buffer, size_t size, int value)
+static unused bool all_zero(const void *buffer, size_t size)
 {
 	for (size_t i = 0; i < size; i++)
-		if (((volatile unsigned char *)buffer)[i] != value)
-			return 0;
-	return 1;
+		if (((volatile unsigned char *)buffer)[i])
+			return false;
+	return true;
 }
 
-/* The whole of a small file, as a string that is not freed; "" when it cannot be read. */
+/* The whole of a file, as a string that is not freed; "" when it cannot be read. */
 static unused char *slurp(const char *name)
 {
-	size_t size = 1 << 18;
+	size_t size = 1 << 20;
 	char *text = calloc(1, size);
 	int fd = open(name, O_RDONLY | O_CLOEXEC);
 	ssize_t got, used = 0;
@@ -171,7 +171,7 @@ static unused char *slurp(const char *name)
 	while ((got = read(fd, text + used, size - 1 - used)) > 0)
 		used += got;
 	close(fd);
-	return realloc(text, used + 1);
+	return text;
 }
 
 /* The line of /proc/self/<file> that begins with `key`, with the newline cut; "" if none. */
