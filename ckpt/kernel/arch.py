@@ -4,7 +4,9 @@
 import os
 
 if os.uname().machine != "x86_64":
-    raise ImportError(f"ckpt does not know {os.uname().machine} yet; docs/porting.md says what it takes")
+    raise ImportError(
+        f"ckpt does not know {os.uname().machine} yet; docs/porting.md says what it takes"
+    )
 
 from ckpt.kernel.arch_x86_64 import (
     CS_64,

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The descriptor table of a task: to files.img and fdinfo-ID.img, and back.
+
+Dump: each open file is fetched by pidfd_getfd, descriptors that share one (dup) are found by
+kcmp, and the first kind that claims a file dumps it. Restore: each file is made here, once, and
+moved out of the way of all numbers to be; the task, a fork of ours, inherits the lot, dup3()s
+every one to its place, and then the kinds `connect`.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cmp_to_key
+from typing import Any
+
+from ckpt.errors import ImageError, KernelError, Unsupported
+from ckpt.files import KINDS
+from ckpt.files.kind import Dump, FileKind, OpenFile, Placed, Restore
+from ckpt.image import pb
+from ckpt.kernel import procfs
+from ckpt.kernel.arch import NR
+from ckpt.kernel.fdinfo import FdInfo, fdinfo
+from ckpt.kernel.kcmp import Kcmp, kcmp
+from ckpt.kernel.pidfd import pidfd_getfd
+from ckpt.kernel.remote import Batch
+from ckpt.options import DumpOptions
+
+FD_CLOEXEC = fcntl.FD_CLOEXEC
+_STATUS_FLAGS = os.O_APPEND | os.O_ASYNC | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
+_SETOWN_EX = 15
+
+BY_TYPE: dict[int, type[FileKind]] = {kind.type: kind for kind in KINDS}
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A number of the target's table, with what fdinfo says of its file."""
+
+    number: int
+    link: str
+    info: FdInfo
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """Equal for descriptors that share an open file, and for few others."""
+        return self.link, self.info.flags & ~os.O_CLOEXEC, self.info.pos
+
+
+def look(pid: int) -> list[Descriptor]:
+    """Return the target's descriptors by rising number; those that close meanwhile are left out."""
+    found = []
+    for number in procfs.fds(pid):
+        try:
+            found.append(Descriptor(number, procfs.fd_link(pid, number), fdinfo(pid, number)))
+        except KernelError:
+            continue
+    return found
+
+
+def groups(pid: int, descriptors: Iterable[Descriptor]) -> list[list[Descriptor]]:
+    """Return the descriptors put together by open file, each group by rising number."""
+    alike: dict[tuple[str, int, int], list[Descriptor]] = {}
+    for descriptor in descriptors:
+        alike.setdefault(descriptor.key, []).append(descriptor)
+    found = [group for some in alike.values() for group in _split(pid, some)]
+    return sorted(found, key=lambda group: group[0].number)
+
+
+def _split(pid: int, alike: list[Descriptor]) -> list[list[Descriptor]]:
+    if len(alike) == 1:
+        return [alike]
+    order = cmp_to_key(lambda a, b: kcmp(Kcmp.FILE, pid, pid, a.number, b.number))
+    ordered = sorted(alike, key=lambda one: order(one))
+    split = [[ordered[0]]]
+    for before, one in zip(ordered, ordered[1:], strict=False):
+        if kcmp(Kcmp.FILE, pid, pid, before.number, one.number):
+            split.append([])
+        split[-1].append(one)
+    return split
+
+
+@contextmanager
+def opened(pid: int, pidfd: int, descriptor: Descriptor, file_id: int) -> Iterator[OpenFile]:
+    """Give an OpenFile for a descriptor of the target; its local copy is closed in the end."""
+    fd = pidfd_getfd(pidfd, descriptor.number)
+    try:
+        stat = os.fstat(fd)
+        yield OpenFile(fd, pid, descriptor.number, file_id, stat, descriptor.link, descriptor.info)
+    finally:
+        os.close(fd)
+
+
+def kind_of(file: OpenFile) -> type[FileKind]:
+    """Return the kind that claims a file; raises Unsupported if none does."""
+    for kind in KINDS:
+        if kind.claims(file):
+            return kind
+    raise Unsupported(f"{file.name}: not supported", hint=_hint(file.link))
+
+
+def _hint(link: str) -> str:
+    known = {
+        "anon_inode:[io_uring]": "an io_uring cannot be dumped: have the program use epoll",
+        "anon_inode:[perf_event]": "stop the profiler first",
+        "anon_inode:[userfaultfd]": "the target handles its own page faults; nobody can dump that",
+    }
+    if link.startswith("anon_inode:bpf"):
+        return "BPF objects belong to the whole machine and are not dumped"
+    return known.get(link, "have the target close it before the dump")
+
+
+def check(pid: int, pidfd: int, options: DumpOptions) -> None:
+    """Refuse what cannot be dumped, while the target still runs. Raises Unsupported."""
+    for descriptor in look(pid):
+        try:
+            with opened(pid, pidfd, descriptor, 0) as file:
+                kind_of(file).check(file, options)
+        except KernelError:
+            continue  # closed meanwhile
+
+
+def dump(pid: int, pidfd: int, out: Dump) -> list[pb.fdinfo_entry]:
+    """Dump every open file of a frozen task; returns what fdinfo-ID.img is to hold."""
+    entries = []
+    for group in groups(pid, look(pid)):
+        with opened(pid, pidfd, group[0], out.next_id()) as file:
+            kind = kind_of(file)
+            dump_file(kind, file, out)
+        for descriptor in group:
+            cloexec = FD_CLOEXEC if descriptor.info.flags & os.O_CLOEXEC else 0
+            entries.append(
+                pb.fdinfo_entry(id=file.id, flags=cloexec, type=kind.type, fd=descriptor.number)
+            )
+    return sorted(entries, key=lambda entry: entry.fd)
+
+
+def dump_file(kind: type[FileKind], file: OpenFile, out: Dump) -> None:
+    """Have a kind dump a file, and add it to files.img."""
+    entry = kind.dump(file, out)
+    out.add_entry(pb.file_entry(type=kind.type, id=file.id, **{kind.field: entry}))
+
+
+# --- restore
+
+
+class FileTable:
+    """The files of one restored task: made here, then put in place over there.
+
+    fdinfo is what its fdinfo-ID.img holds. As a context manager it closes our copies.
+    """
+
+    def __init__(self, fdinfo: list[pb.fdinfo_entry], make: Restore) -> None:
+        self.fdinfo = sorted(fdinfo, key=lambda entry: entry.fd)
+        self.shared = make
+        self.floor = max((entry.fd for entry in fdinfo), default=-1) + 1
+        self._local: dict[int, int] = {}
+        make.make = self.local
+
+    def __enter__(self) -> "FileTable":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self._local.values():
+            os.close(fd)
+        self._local.clear()
+
+    def create(self) -> None:
+        """Make every file that the table names."""
+        for entry in self.fdinfo:
+            self.local(entry.id)
+
+    def local(self, file_id: int) -> int:
+        """Return our descriptor for a file id, above every number of the task's own."""
+        if file_id not in self._local:
+            kind, entry = self._kind(file_id)
+            fd = self.raise_fd(kind.create(entry, self.shared))
+            self._local[file_id] = fd
+            _set_status(fd, entry)
+        return self._local[file_id]
+
+    def raise_fd(self, fd: int) -> int:
+        """Move a descriptor of ours above every number that the task is to have."""
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self.floor)
+        os.close(fd)
+        return high
+
+    def _kind(self, file_id: int) -> tuple[type[FileKind], Any]:
+        record = self.shared.entry(file_id)
+        kind = BY_TYPE.get(record.type)
+        if kind is None or not record.HasField(kind.field):
+            name = pb.fd_types.Name(record.type)
+            raise ImageError(f"files.img: file {file_id} is of a kind ({name}) not restored here")
+        return kind, getattr(record, kind.field)
+
+    def place(self, batch: Batch) -> None:
+        """Put every descriptor in its place. Runs in the task, one call each."""
+        for entry in self.fdinfo:
+            cloexec = os.O_CLOEXEC if entry.flags & FD_CLOEXEC else 0
+            batch.call(NR.dup3, self._local[entry.id], entry.fd, cloexec, must=True)
+
+    def connect(self, batch: Batch) -> None:
+        """Have the kinds say what takes final numbers."""
+        done = set()
+        for entry in self.fdinfo:
+            if entry.id in done:
+                continue
+            done.add(entry.id)
+            kind, message = self._kind(entry.id)
+            kind.connect(message, Placed(entry.fd, entry.id), self.shared, batch)
+            _set_owner(entry.fd, message, batch)
+
+    def close_rest(self, batch: Batch) -> None:
+        """Close every other descriptor that the task has from us."""
+        below = -1
+        for number in [entry.fd for entry in self.fdinfo] + [1 << 31]:
+            if number > below + 1:
+                batch.call(NR.close_range, below + 1, number - 1, 0, must=True)
+            below = number
+
+
+def _set_status(fd: int, entry: Any) -> None:
+    """Set the status flags that opening or making a file does not (fcntl(2) F_SETFL)."""
+    wanted = getattr(entry, "flags", 0) & _STATUS_FLAGS & ~os.O_ASYNC
+    now = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if now & os.O_PATH or now & _STATUS_FLAGS == wanted:
+        return
+    fcntl.fcntl(fd, fcntl.F_SETFL, now & ~_STATUS_FLAGS | wanted)
+
+
+def _set_owner(number: int, entry: Any, batch: Batch) -> None:
+    """Say who gets SIGIO: only now are there the pids that it may name."""
+    owner = getattr(entry, "fown", None)
+    if owner is None:
+        return
+    if owner.signum:
+        batch.call(NR.fcntl, number, fcntl.F_SETSIG, owner.signum, must=True)
+    if owner.pid:
+        who = owner.pid_type.to_bytes(4, "little") + owner.pid.to_bytes(4, "little", signed=True)
+        batch.call(NR.fcntl, number, _SETOWN_EX, batch.data(who), must=True)
+    if entry.flags & os.O_ASYNC:
+        # FASYNC takes effect at the file of this number, so it is set where the owner is known.
+        batch.call(NR.fcntl, number, fcntl.F_SETFL, entry.flags & _STATUS_FLAGS, must=True)

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kcmp(2): are these two the same kernel object? Its answer orders them, too."""
+
+from enum import IntEnum
+
+from ckpt.kernel.arch import NR
+from ckpt.kernel.ffi import check, syscall
+
+
+class Kcmp(IntEnum):
+    """KCMP_*: what is compared."""
+
+    FILE = 0
+    VM = 1
+    FILES = 2
+    FS = 3
+    SIGHAND = 4
+    IO = 5
+    SYSVSEM = 6
+    EPOLL_TFD = 7
+
+
+_ORDER = (0, -1, 1, 2)
+
+
+def kcmp(kind: Kcmp, pid1: int, pid2: int, index1: int = 0, index2: int = 0) -> int:
+    """Compare: 0 the same, -1 or 1 an order that holds while both live, 2 different, unordered."""
+    ret = check(syscall(NR.kcmp, pid1, pid2, kind, index1, index2), f"kcmp {kind.name}", pid=pid1)
+    return _ORDER[ret]
