@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages of memory: a pagemap (runs in address order) and the raw pages that it stands for.
+
+`pages-N.img` holds the runs marked PRESENT in pagemap order and nothing else, so the place of a
+page follows from the pagemap alone. A writer may fill it in any order once all runs are added.
+"""
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import NamedTuple, Self
+
+from ckpt.errors import ImageError
+from ckpt.image import pb
+from ckpt.image.directory import ImageDir
+from ckpt.image.kinds import KINDS
+
+PAGE = 4096
+"""Bytes in a page, on every architecture that the format is used on here."""
+PE_PARENT = 1
+"""The pages are in the parent image."""
+PE_LAZY = 2
+"""The pages need not be there before the task runs."""
+PE_PRESENT = 4
+"""The pages are in pages-N.img."""
+
+_KNOWN = PE_PARENT | PE_LAZY | PE_PRESENT
+_END = 1 << 64
+
+
+class PageRun(NamedTuple):
+    """Adjacent pages with the same flags.
+
+    `vaddr` is in bytes (in a shmem pagemap: from the start of the object), `nr_pages` in pages.
+    The bytes are in the file `fd` from byte `offset`. PE_PARENT is never set here: `fd` is the
+    file that really holds the pages. `fd` is -1 for pages that only a page server has (PE_LAZY).
+    """
+
+    vaddr: int
+    nr_pages: int
+    flags: int
+    fd: int
+    offset: int
+
+    @property
+    def end(self) -> int:
+        """Address behind the last page."""
+        return self.vaddr + self.nr_pages * PAGE
+
+    def part(self, start: int, end: int) -> "PageRun":
+        """Return the pages of this run within [start, end), which must overlap it."""
+        vaddr = max(self.vaddr, start)
+        nr_pages = (min(self.end, end) - vaddr) // PAGE
+        offset = self.offset + vaddr - self.vaddr if self.fd >= 0 else 0
+        return PageRun(vaddr, nr_pages, self.flags, self.fd, offset)
+
+
+class PageWriter:
+    """Writes a pagemap and its pages; a context manager.
+
+    Leaving without an exception writes the pagemap. `kind` is "pagemap" or "pagemap-shmem";
+    `pages_id` must be used once in the image.
+    """
+
+    def __init__(self, image: ImageDir, kind: str, id: int, pages_id: int) -> None:
+        self.fd = image.open_raw("pages", pages_id, write=True)
+        """pages-N.img, empty; pwrite wherever `add` said, or write in order."""
+        self.size = 0
+        """Bytes that pages-N.img must have when closed."""
+        self._image = image
+        self._kind = kind
+        self._id = id
+        self._pages_id = pages_id
+        self._runs: list[tuple[int, int, int]] = []
+        self._end = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        elif self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def add(self, vaddr: int, nr_pages: int, flags: int) -> int:
+        """Add a run behind all others; return the byte offset in pages-N.img for its pages.
+
+        Raises ValueError for a run that is out of order, empty or not page aligned.
+        """
+        if vaddr < self._end or vaddr % PAGE or nr_pages <= 0:
+            raise ValueError(f"pages {vaddr:#x}+{nr_pages} after {self._end:#x}")
+        offset = self.size
+        if flags & PE_PRESENT:
+            self.size += nr_pages * PAGE
+        if self._runs and self._end == vaddr and self._runs[-1][2] == flags:
+            start, before, _ = self._runs.pop()
+            self._runs.append((start, before + nr_pages, flags))
+        else:
+            self._runs.append((vaddr, nr_pages, flags))
+        self._end = vaddr + nr_pages * PAGE
+        return offset
+
+    def write(self, data: memoryview | bytes) -> None:
+        """Write pages behind those already written."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.fd, view) :]
+
+    def close(self) -> None:
+        """Write the pagemap; raise ImageError if pages are missing, or are too many."""
+        if self.fd < 0:
+            return
+        found = os.fstat(self.fd).st_size
+        os.close(self.fd)
+        self.fd = -1
+        if found != self.size:
+            name = self._image.path / KINDS["pages"].file_name(self._pages_id)
+            raise ImageError(f"{name}: {found} bytes were written, expected {self.size}")
+        with self._image.writer(self._kind, self._id) as writer:
+            writer.append(pb.pagemap_head(pages_id=self._pages_id))
+            for vaddr, nr_pages, flags in self._runs:
+                # Real CRIU wants the old 32-bit count to be there, and reads the new one.
+                writer.append(
+                    pb.pagemap_entry(vaddr=vaddr, compat_nr_pages=0, flags=flags, nr_pages=nr_pages)
+                )
+
+
+class PageReader:
+    """The pages of one pagemap, wherever in the chain of parents they are; a context manager.
+
+    Everything is checked when it is made: the order of the runs, the length of every pages file,
+    and that a parent has what is left to it. Owns the descriptors in the runs.
+    """
+
+    def __init__(self, image: ImageDir, kind: str, id: int) -> None:
+        self.runs: list[PageRun] = []
+        """In address order; never overlapping."""
+        self._fds: list[int] = []
+        try:
+            for layer in reversed(list(_layers(image, kind, id))):
+                self.runs = self._resolve(layer, kind, id)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[PageRun]:
+        return iter(self.runs)
+
+    def close(self) -> None:
+        """Close the pages files."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def find(self, vaddr: int) -> PageRun | None:
+        """Return the run that the page at `vaddr` is in, or None if the image has no such page."""
+        at = bisect_right(self.runs, vaddr, key=attrgetter("vaddr")) - 1
+        return self.runs[at] if at >= 0 and vaddr < self.runs[at].end else None
+
+    def _resolve(self, layer: "_Layer", kind: str, id: int) -> list[PageRun]:
+        """Put one image's pagemap on top of `self.runs`, those of its parents."""
+        fd = self._open_pages(layer)
+        offset = 0
+        runs: list[PageRun] = []
+        for vaddr, nr_pages, flags in layer.entries:
+            if flags & PE_PARENT:
+                runs += self._from_parent(layer, vaddr, nr_pages, flags & PE_LAZY)
+            elif flags & PE_PRESENT:
+                runs.append(PageRun(vaddr, nr_pages, flags, fd, offset))
+                offset += nr_pages * PAGE
+            else:
+                runs.append(PageRun(vaddr, nr_pages, flags, -1, 0))
+        return runs
+
+    def _from_parent(
+        self, layer: "_Layer", start: int, nr_pages: int, lazy: int
+    ) -> Iterator[PageRun]:
+        """Yield the parents' runs for these pages; raise ImageError if they leave a gap.
+
+        Whether pages are lazy is up to the newer image.
+        """
+        end = start + nr_pages * PAGE
+        at = max(bisect_right(self.runs, start, key=attrgetter("vaddr")) - 1, 0)
+        while start < end:
+            run = self.runs[at] if at < len(self.runs) else None
+            if run is None or not run.vaddr <= start < run.end:
+                raise ImageError(f"{layer.name}: page {start:#x} is not in the parent image")
+            flags = PE_PRESENT | lazy if run.flags & PE_PRESENT else PE_LAZY
+            yield run.part(start, end)._replace(flags=flags)
+            start = run.end
+            at += 1
+
+    def _open_pages(self, layer: "_Layer") -> int:
+        """Open a layer's pages file; raise ImageError if it is too short. -1 if none is needed."""
+        need = sum(entry[1] for entry in layer.entries if _is_here(entry[2])) * PAGE
+        if not need:
+            return -1
+        fd = layer.image.open_raw("pages", layer.pages_id)
+        self._fds.append(fd)
+        size = os.fstat(fd).st_size
+        if size < need:
+            name = layer.image.path / KINDS["pages"].file_name(layer.pages_id)
+            raise ImageError(f"{name}: {size} bytes, but {layer.name} has pages for {need}")
+        return fd
+
+
+class _Layer(NamedTuple):
+    """The pagemap of one image in the chain: entries are (vaddr, nr_pages, flags), checked."""
+
+    image: ImageDir
+    name: str
+    pages_id: int
+    entries: list[tuple[int, int, int]]
+
+
+def _is_here(flags: int) -> bool:
+    return bool(flags & PE_PRESENT) and not flags & PE_PARENT
+
+
+def _layers(image: ImageDir, kind: str, id: int) -> Iterator[_Layer]:
+    """Yield the pagemaps of an image and of its parents, as far back as pages are left to them."""
+    seen = set()
+    while True:
+        status = os.fstat(image.fd)
+        if (status.st_dev, status.st_ino) in seen:
+            raise ImageError(f"{image.path}: is its own parent")
+        seen.add((status.st_dev, status.st_ino))
+        layer = _read_pagemap(image, kind, id)
+        yield layer
+        if not any(flags & PE_PARENT for _, _, flags in layer.entries):
+            return
+        if image.parent is None:
+            raise ImageError(f"{layer.name}: leaves pages to the parent, but there is no parent")
+        image = image.parent
+
+
+def _read_pagemap(image: ImageDir, kind: str, id: int) -> _Layer:
+    name = str(image.path / KINDS[kind].file_name(id))
+    with image.source(kind, id) as source:
+        records = source.records(KINDS[kind])
+        head = next(records, None)
+        if head is None:
+            raise source.error("expected a pagemap_head")
+        entries: list[tuple[int, int, int]] = []
+        end = 0
+        for record in records:
+            entry = _checked(record.message, end)
+            if entry is None:
+                raise source.error(f"pages must be in order after {end:#x}, and be somewhere")
+            entries.append(entry)
+            end = entry[0] + entry[1] * PAGE
+    return _Layer(image, name, head.message.pages_id, entries)
+
+
+def _checked(entry: pb.pagemap_entry, start: int) -> tuple[int, int, int] | None:
+    """Return (vaddr, nr_pages, flags) of an entry at or after `start`; None if it is wrong."""
+    nr_pages = entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages
+    flags = entry.flags
+    if not entry.HasField("flags"):  # written before there were flags
+        flags = PE_PARENT if entry.in_parent else PE_PRESENT
+    vaddr = entry.vaddr
+    if vaddr < start or vaddr % PAGE or not 0 < nr_pages <= (_END - vaddr) // PAGE:
+        return None
+    return (vaddr, nr_pages, flags) if flags & _KNOWN == flags != 0 else None
