@@ -113,7 +113,8 @@ def unix(inos: Collection[int] | None = None) -> dict[int, UnixDiag]:
     if inos is None:
         found = list(_unix_query(0, _NLM_F_DUMP))
     elif len(inos) > _FEW:
-        found = [body for body in _unix_query(0, _NLM_F_DUMP) if _unix_ino(body) in inos]
+        wanted = frozenset(inos)
+        found = [body for body in _unix_query(0, _NLM_F_DUMP) if _unix_ino(body) in wanted]
     else:
         found = [body for ino in inos for body in _unix_query(ino, 0)]
     return {_unix_ino(body): _unix_diag(body) for body in found}
