@@ -3,7 +3,8 @@
 
 `maps` only lists. `smaps` walks the page tables, so it costs time by the gigabyte and holds the
 target's mmap lock meanwhile: look ahead with it, and compare `maps` once the target is stopped.
-Neither is one moment's view of a process that runs.
+Neither is one moment's view of a process that runs, and a process without memory, such as a zombie
+or kernel thread, has no mappings.
 """
 
 import errno
@@ -45,7 +46,7 @@ class MapsEntry:
 
 @dataclass(frozen=True, slots=True)
 class SmapsEntry(MapsEntry):
-    """One mapping with what is in it, in bytes.
+    """One mapping with what is in it, in bytes; hugetlb pages are not counted.
 
     `vm_flags` are the two-letter codes of proc_pid_smaps(5) ("gd" grows down, "io", "dd", "uw"
     userfaultfd write-protect, ...). `protection_key` is 0 where the processor has none.
@@ -83,7 +84,7 @@ _PERMS = {
 
 
 def maps(pid: Pid) -> list[MapsEntry]:
-    """The mappings of a process, by rising address; none if it is a kernel thread."""
+    """The mappings of a process, by rising address."""
     return parse_maps(procfs.read(pid, "maps"))
 
 

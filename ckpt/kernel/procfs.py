@@ -6,8 +6,8 @@ kernel keeps the value per thread, a tid is as good as a pid, since /proc/TID ex
 not listed. Mappings, descriptors, locks and mounts have modules of their own beside this one.
 
 Sizes are bytes and paths text (undecodable bytes as surrogates, `os.fsdecode`). Every function
-raises NoSuchTask when the task is gone, NotPermitted when the kernel refuses, and KernelError
-when the file is missing though the task is there.
+raises NoSuchTask when the task is gone (or its memory, for a zombie's auxv), NotPermitted when
+the kernel refuses, and KernelError when the file is missing though the task is there.
 
 These run while a target is frozen, hence whole-file reads and bytes; pathlib costs start-up time.
 Formats: proc(5) and the pages it leads to (proc_pid_stat(5), ...); fs/proc/array.c where named.
@@ -238,6 +238,7 @@ class Status:
     mems_allowed: int
 
 
+_STATUS_LINE = re.compile(rb"(\w+):\t([^\n]*)\n")
 _STATUS_DECIMAL = {
     "tgid": b"Tgid",
     "ngid": b"Ngid",
@@ -294,8 +295,7 @@ def status(pid: Pid, tid: int | None = None) -> Status:
 
 def parse_status(text: bytes) -> Status:
     """Parse /proc/PID/status."""
-    # Not splitlines(): only newline and backslash are escaped in the name, not \r.
-    raw = dict(line.split(b":\t", 1) for line in text.split(b"\n") if b":\t" in line)
+    raw = dict(_STATUS_LINE.findall(text))
     queued, _, most = raw.get(b"SigQ", b"0/0").partition(b"/")
     numbers = {field: int(raw.get(key, b"0")) for field, key in _STATUS_DECIMAL.items()}
     numbers |= {field: _kb(raw.get(key, b"0")) for field, key in _STATUS_KB.items()}
@@ -319,6 +319,8 @@ def parse_status(text: bytes) -> Status:
 
 def _comm(escaped: bytes) -> str:
     """Undo proc_task_name() (fs/proc/array.c), which escapes newline and backslash."""
+    if b"\\" not in escaped:
+        return os.fsdecode(escaped)
     return os.fsdecode(re.sub(rb"\\(.)", lambda m: b"\n" if m[1] == b"n" else m[1], escaped))
 
 
