@@ -37,7 +37,8 @@ class OpenFile:
     """One open file of the target, seen through a local copy of its descriptor.
 
     fd is the local copy (the table closes it), pid and number name the target's own descriptor
-    (the lowest, if several share the file), id is its number in the image.
+    (the lowest, if several share the file), id is its number in the image. links are those of
+    every descriptor of the tree: a socket's peer is inside if its `socket:[INODE]` is there.
     """
 
     fd: int
@@ -47,6 +48,7 @@ class OpenFile:
     stat: os.stat_result
     link: str
     info: FdInfo
+    links: frozenset[str] = frozenset()
 
     @property
     def flags(self) -> int:
