@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cmp_to_key
+from itertools import pairwise
 from typing import Any
 
 from ckpt.errors import ImageError, KernelError, Unsupported
@@ -72,9 +73,9 @@ def _split(pid: int, alike: list[Descriptor]) -> list[list[Descriptor]]:
     if len(alike) == 1:
         return [alike]
     order = cmp_to_key(lambda a, b: kcmp(Kcmp.FILE, pid, pid, a.number, b.number))
-    ordered = sorted(alike, key=lambda one: order(one))
+    ordered = sorted(alike, key=order)
     split = [[ordered[0]]]
-    for before, one in zip(ordered, ordered[1:], strict=False):
+    for before, one in pairwise(ordered):
         if kcmp(Kcmp.FILE, pid, pid, before.number, one.number):
             split.append([])
         split[-1].append(one)
@@ -82,12 +83,14 @@ def _split(pid: int, alike: list[Descriptor]) -> list[list[Descriptor]]:
 
 
 @contextmanager
-def opened(pid: int, pidfd: int, descriptor: Descriptor, file_id: int) -> Iterator[OpenFile]:
+def opened(
+    pid: int, pidfd: int, descriptor: Descriptor, file_id: int, links: frozenset[str]
+) -> Iterator[OpenFile]:
     """Give an OpenFile for a descriptor of the target; its local copy is closed in the end."""
     fd = pidfd_getfd(pidfd, descriptor.number)
+    number, link, info = descriptor.number, descriptor.link, descriptor.info
     try:
-        stat = os.fstat(fd)
-        yield OpenFile(fd, pid, descriptor.number, file_id, stat, descriptor.link, descriptor.info)
+        yield OpenFile(fd, pid, number, file_id, os.fstat(fd), link, info, links)
     finally:
         os.close(fd)
 
@@ -113,9 +116,11 @@ def _hint(link: str) -> str:
 
 def check(pid: int, pidfd: int, options: DumpOptions) -> None:
     """Refuse what cannot be dumped, while the target still runs. Raises Unsupported."""
-    for descriptor in look(pid):
+    descriptors = look(pid)
+    links = frozenset(descriptor.link for descriptor in descriptors)
+    for descriptor in descriptors:
         try:
-            with opened(pid, pidfd, descriptor, 0) as file:
+            with opened(pid, pidfd, descriptor, 0, links) as file:
                 kind_of(file).check(file, options)
         except KernelError:
             continue  # closed meanwhile
@@ -124,8 +129,10 @@ def check(pid: int, pidfd: int, options: DumpOptions) -> None:
 def dump(pid: int, pidfd: int, out: Dump) -> list[pb.fdinfo_entry]:
     """Dump every open file of a frozen task; returns what fdinfo-ID.img is to hold."""
     entries = []
-    for group in groups(pid, look(pid)):
-        with opened(pid, pidfd, group[0], out.next_id()) as file:
+    descriptors = look(pid)
+    links = frozenset(descriptor.link for descriptor in descriptors)
+    for group in groups(pid, descriptors):
+        with opened(pid, pidfd, group[0], out.next_id(), links) as file:
             kind = kind_of(file)
             dump_file(kind, file, out)
         for descriptor in group:
