@@ -42,6 +42,8 @@ class NR(IntEnum):
     accept = 43
     recvfrom = 45
     recvmsg = 47
+    setsockopt = 54
+    getsockopt = 55
     semop = 65
     shmdt = 67
     msgrcv = 70
@@ -117,6 +119,11 @@ class NR(IntEnum):
     epoll_pwait2 = 441
     dup3 = 292
     close = 3
+    tee = 276
+    timerfd_create = 283
+    signalfd4 = 289
+    renameat2 = 316
+    openat2 = 437
 
 
 class Regs(NamedTuple):
