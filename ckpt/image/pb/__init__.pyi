@@ -905,6 +905,7 @@ class eventfd_file_entry(Message):
     @builtins.property
     def fown(self) -> _pb.fown_entry: ...
     counter: builtins.int
+    semaphore: builtins.bool
     def __init__(
         self,
         *,
@@ -912,6 +913,7 @@ class eventfd_file_entry(Message):
         flags: builtins.int | None = ...,
         fown: _pb.fown_entry | None = ...,
         counter: builtins.int | None = ...,
+        semaphore: builtins.bool | None = ...,
     ) -> None: ...
 
 class eventpoll_file_entry(Message):
@@ -938,6 +940,7 @@ class eventpoll_tfd_entry(Message):
     dev: builtins.int
     inode: builtins.int
     pos: builtins.int
+    added_as: builtins.int
     def __init__(
         self,
         *,
@@ -948,6 +951,7 @@ class eventpoll_tfd_entry(Message):
         dev: builtins.int | None = ...,
         inode: builtins.int | None = ...,
         pos: builtins.int | None = ...,
+        added_as: builtins.int | None = ...,
     ) -> None: ...
 
 class ext_file_entry(Message):
@@ -2030,12 +2034,14 @@ class pipe_data_entry(Message):
     pipe_id: builtins.int
     bytes: builtins.int
     size: builtins.int
+    packet: builtins.bool
     def __init__(
         self,
         *,
         pipe_id: builtins.int | None = ...,
         bytes: builtins.int | None = ...,
         size: builtins.int | None = ...,
+        packet: builtins.bool | None = ...,
     ) -> None: ...
 
 class pipe_entry(Message):
@@ -2616,6 +2622,11 @@ class thread_core_entry(Message):
     @builtins.property
     def rseq_entry(self) -> _pb.rseq_entry: ...
     cg_set: builtins.int
+    timer_slack: builtins.int
+    affinity: builtins.bytes
+    ioprio: builtins.int
+    sched_attr: builtins.bytes
+    sleep_left: builtins.int
     def __init__(
         self,
         *,
@@ -2635,6 +2646,11 @@ class thread_core_entry(Message):
         blk_sigset_extended: builtins.int | None = ...,
         rseq_entry: _pb.rseq_entry | None = ...,
         cg_set: builtins.int | None = ...,
+        timer_slack: builtins.int | None = ...,
+        affinity: builtins.bytes | None = ...,
+        ioprio: builtins.int | None = ...,
+        sched_attr: builtins.bytes | None = ...,
+        sleep_left: builtins.int | None = ...,
     ) -> None: ...
 
 class thread_info_aarch64(Message):
@@ -3677,6 +3693,7 @@ class user_x86_xsave_entry(Message):
     def pkru(self) -> RepeatedScalarFieldContainer[builtins.int]: ...
     @builtins.property
     def cet(self) -> _pb.user_x86_cet_entry: ...
+    area: builtins.bytes
     def __init__(
         self,
         *,
@@ -3689,6 +3706,7 @@ class user_x86_xsave_entry(Message):
         hi16_zmm: Iterable[builtins.int] | None = ...,
         pkru: Iterable[builtins.int] | None = ...,
         cet: _pb.user_x86_cet_entry | None = ...,
+        area: builtins.bytes | None = ...,
     ) -> None: ...
 
 class userns_entry(Message):
