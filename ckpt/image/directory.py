@@ -149,11 +149,14 @@ class ImageDir:
         temporary = f"{name}.tmp"
         with RecordWriter(self._create_file(temporary), KINDS["inventory"]) as writer:
             writer.append(inventory)
-        for written in self._written:
-            self._sync(written)
-        os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
-        self._written.append(name)
-        os.fsync(self.fd)
+        try:
+            for written in self._written:
+                self._sync(written)
+            os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            self._written.append(name)
+            os.fsync(self.fd)
+        except OSError as error:
+            raise _failed(self.path, error) from error
         self._sealed = True
 
     # reading
@@ -229,6 +232,8 @@ class ImageDir:
         return fd
 
     def _sync(self, name: str) -> None:
+        if name == _PARENT:  # a symlink: synced with the directory
+            return
         fd = self._open_file(name)
         try:
             os.fsync(fd)

@@ -260,7 +260,7 @@ def _read_pagemap(image: ImageDir, kind: str, id: int) -> _Layer:
     return _Layer(image, name, head.message.pages_id, entries)
 
 
-def _checked(entry: pb.pagemap_entry, start: int) -> tuple[int, int, int] | None:
+def _checked(entry: "pb.pagemap_entry", start: int) -> tuple[int, int, int] | None:
     """Return (vaddr, nr_pages, flags) of an entry at or after `start`; None if it is wrong."""
     nr_pages = entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages
     flags = entry.flags

@@ -160,7 +160,7 @@ def _value(field: Any, value: Any) -> Any:
     name = f"{field.containing_type.name}.{field.name}"
     if name in _FLAGS:
         return _bits(_FLAGS[name], value)
-    return f"{value:#x}" if _HEX.match(name) else value
+    return f"{value:#x}" if isinstance(value, int) and _HEX.match(name) else value
 
 
 def _enum_name(enum: Any, number: int) -> str | int:
