@@ -92,9 +92,8 @@ class LoadShmem(Protocol):
 class Dump:
     """What the kinds of one dump share.
 
-    identify gives the image's id for a descriptor of the target's table, or None: an epoll set
-    or a queue names files by it. save_path dumps an O_PATH-like reference to what a local
-    descriptor is open on (a fifo's path) and returns its id.
+    root is where the target's paths begin, as we see it: `/`, or `/proc/PID/root` if it has a
+    mount namespace of its own.
     """
 
     image: ImageDir
@@ -106,6 +105,7 @@ class Dump:
     _seen: set[Hashable] = field(default_factory=set)
     _writers: dict[str, RecordWriter] = field(default_factory=dict)
     _memo: dict[Hashable, Any] = field(default_factory=dict)
+    _undo: list[Callable[[], None]] = field(default_factory=list)
 
     def first(self, *key: Hashable) -> bool:
         """Say whether this is the first call with key: shared content is written once."""
@@ -133,17 +133,31 @@ class Dump:
             writer.close()
         self._writers.clear()
 
+    def undo(self, do: Callable[[], None]) -> None:
+        """Have do() called if the dump fails: it takes back what was changed for the image."""
+        self._undo.append(do)
+
+    def abandon(self) -> None:
+        """Take back, last first, what was changed for an image that will not be."""
+        while self._undo:
+            self._undo.pop()()
+
 
 @dataclass(slots=True)
 class Restore:
-    """What the kinds of one restore share; entries maps image ids to files.img's records."""
+    """What the kinds of one restore share; entries maps image ids to files.img's records.
+
+    root is as in Dump. close() it once every file is made, mapped and in its place.
+    """
 
     image: ImageDir
     options: RestoreOptions
     entries: dict[int, pb.file_entry]
     load_shmem: LoadShmem
     make: Callable[[int], int] = lambda _: -1
+    root: str = "/"
     _once: dict[Hashable, Any] = field(default_factory=dict)
+    _at_end: list[Callable[[bool], None]] = field(default_factory=list)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what make() gave when first asked for key: both ends of a pipe, say."""
@@ -158,6 +172,15 @@ class Restore:
             return self.entries[file_id]
         except KeyError:
             raise ImageError(f"files.img: no file with id {file_id}") from None
+
+    def at_end(self, do: Callable[[bool], None]) -> None:
+        """Have do(ok) called by close(): to unlink what had to have a name, to seal, to close."""
+        self._at_end.append(do)
+
+    def close(self, *, ok: bool) -> None:
+        """Do what was put off, last first. The tasks must not run yet; ok is false on failure."""
+        while self._at_end:
+            self._at_end.pop()(ok)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +221,11 @@ class FileKind:
 
     @classmethod
     def connect(cls, entry: Any, placed: Placed, make: Restore, batch: Batch) -> None:
-        """Say what can only be said inside the task, once all its descriptors are in place."""
+        """Say what can only be said inside the task, once all its descriptors are in place.
+
+        A batch that is full raises BatchFull: run it, and call again with a new one until that
+        does not happen. So this goes on where it was, by what it keeps with make.once.
+        """
 
 
 def anon_inode(file: OpenFile, name: str) -> bool:
