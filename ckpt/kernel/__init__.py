@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""What the kernel offers: one module per interface. Knows nothing of images."""

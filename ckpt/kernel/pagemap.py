@@ -25,6 +25,9 @@ class Page(IntFlag):
     GUARD = 1 << 8
 
 
+NONE = Page(0)
+
+
 class Region(NamedTuple):
     """Pages [start, end) that are of the same categories."""
 
@@ -42,8 +45,8 @@ def scan(
     end: int,
     *,
     any_of: Page,
-    none_of: Page = Page(0),
-    tell: Page = Page(0),
+    none_of: Page = NONE,
+    tell: Page = NONE,
 ) -> Iterator[Region]:
     """Yield the runs of [start, end) with a category of any_of and none of none_of.
 

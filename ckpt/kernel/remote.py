@@ -284,7 +284,7 @@ class Remote:
             return self._is_own_signal()
         if signo == SYSCALL_STOP:
             regs = self.tracee.regs()
-            return regs.orig_ax == NR.tgkill and regs.di == self.tgid and regs.dx == 0
+            return (regs.orig_ax, regs.di, regs.dx) == (NR.tgkill, self.tgid, 0)
         if signo in (signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGSYS):
             regs = self.tracee.regs()
             raise KernelError(

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Mappings and their pages: out to the image, and back in."""

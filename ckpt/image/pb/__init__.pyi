@@ -3742,6 +3742,7 @@ class vma_entry(Message):
     fd: builtins.int
     madv: builtins.int
     fdflags: builtins.int
+    name: builtins.str
     def __init__(
         self,
         *,
@@ -3755,6 +3756,7 @@ class vma_entry(Message):
         fd: builtins.int | None = ...,
         madv: builtins.int | None = ...,
         fdflags: builtins.int | None = ...,
+        name: builtins.str | None = ...,
     ) -> None: ...
 
 class winsize_entry(Message):

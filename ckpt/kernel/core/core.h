@@ -58,6 +58,9 @@ int64_t core_pagemap_scan(int32_t fd, uint64_t start, uint64_t end, uint64_t fla
  */
 int64_t core_clone_paused(uint64_t flags, const int32_t *set_tid, size_t n);
 
+/* The cpuid instruction: eax, ebx, ecx, edx (cpu_x86_64.c). */
+int64_t core_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t regs[4]);
+
 /* ---- the stub: what runs inside a stopped task (remote_*.c) ---- */
 
 enum core_call_flag {

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stop all threads of a process together, and let them go again whatever happens.
+
+A thread that stops in a system call is at once given registers with which it goes on by itself
+(`task.restart`), so that from then on our death costs it nothing.
+"""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from ckpt.errors import NoSuchTask, TargetDied
+from ckpt.kernel import procfs
+from ckpt.kernel.arch import Regs
+from ckpt.kernel.ptrace import EVENT_STOP, WALL, Options, Tracee
+from ckpt.task.restart import resumed
+
+_GROUP_STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+
+
+class FrozenThread:
+    """A stopped thread: its tracee, and the registers and signal mask it stopped with."""
+
+    __slots__ = ("regs", "sigmask", "stop_signal", "tracee")
+
+    def __init__(self, tracee: Tracee, stop_signal: int) -> None:
+        self.tracee = tracee
+        self.stop_signal = stop_signal
+        self.sigmask = tracee.sigmask()
+        self.regs: Regs = resumed(tracee, self.sigmask)
+
+    @property
+    def tid(self) -> int:
+        """The thread's id."""
+        return self.tracee.tid
+
+
+class Frozen:
+    """A process that is stopped as long as the `with` block lasts, unless it is killed in it.
+
+    threads has the leader first. frozen_ns is how long it was stopped, freezing_ns how long it
+    took until the last thread had stopped. Raises NoSuchTask, NotPermitted (traced by somebody
+    else), TargetDied.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.threads: list[FrozenThread] = []
+        self.freezing_ns = self.frozen_ns = 0
+        self._since = 0
+        self._seized: dict[int, Tracee] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._seize(procfs.threads(self.pid))
+            self._since = time.monotonic_ns()
+            self._stop()
+            self.freezing_ns = time.monotonic_ns() - self._since
+        except BaseException:
+            self.release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    @property
+    def leader(self) -> FrozenThread:
+        """The thread whose id is the process's."""
+        return self.threads[0]
+
+    def _seize(self, tids: list[int]) -> list[Tracee]:
+        fresh = []
+        for tid in tids:
+            if tid in self._seized:
+                continue
+            with suppress(NoSuchTask):  # a thread may end at any time
+                self._seized[tid] = Tracee(tid, Options.SYSGOOD)
+                fresh.append(self._seized[tid])
+        return fresh
+
+    def _stop(self) -> None:
+        """Stop every thread, and those that they still made meanwhile."""
+        fresh = list(self._seized.values())
+        while fresh:
+            for tracee in fresh:
+                with suppress(NoSuchTask):
+                    tracee.interrupt()
+            for tracee in fresh:
+                self._await(tracee)
+            fresh = self._seize(procfs.threads(self.pid))
+        if not self.threads or self.leader.tid != self.pid:
+            raise NoSuchTask(f"pid {self.pid}: it ended, or its first thread did")
+
+    def _await(self, tracee: Tracee) -> None:
+        """Wait for the stop we asked for; signals that come first are delivered."""
+        try:
+            stop = tracee.wait()
+            while stop.event != EVENT_STOP:
+                tracee.cont(0 if stop.event else stop.signo)
+                stop = tracee.wait()
+        except (TargetDied, NoSuchTask):
+            del self._seized[tracee.tid]
+            return
+        group_stop = stop.signo if stop.signo in _GROUP_STOPS else 0
+        self.threads.append(FrozenThread(tracee, group_stop))
+        self.threads.sort(key=lambda thread: thread.tid != self.pid)
+
+    def release(self) -> None:
+        """Let all threads go; does nothing the second time."""
+        for tracee in self._seized.values():
+            tracee.detach()
+        self._seized.clear()
+        self._thawed()
+
+    def _thawed(self) -> None:
+        if self._since:
+            self.frozen_ns = time.monotonic_ns() - self._since
+            self._since = 0
+
+    def leave_stopped(self) -> None:
+        """Let the process go, but into a group stop: only SIGCONT makes it run again."""
+        os.kill(self.pid, signal.SIGSTOP)
+        self.release()
+
+    def kill(self) -> None:
+        """Kill the process and see it dead."""
+        os.kill(self.pid, signal.SIGKILL)
+        # The leader's end is told last, when all other threads have been waited for.
+        for tid in sorted(self._seized, key=lambda tid: tid == self.pid):
+            with suppress(ChildProcessError):
+                while not _ended(os.waitpid(tid, WALL)[1]):
+                    pass
+        self._seized.clear()
+        self._thawed()
+
+
+def _ended(status: int) -> bool:
+    return os.WIFEXITED(status) or os.WIFSIGNALED(status)

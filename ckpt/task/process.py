@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all threads of a process share: the task_core of core-PID.img, and back."""
+
+from collections.abc import Callable
+
+from ckpt.errors import KernelError
+from ckpt.image import pb
+from ckpt.kernel import procfs
+from ckpt.kernel.arch import NR
+from ckpt.kernel.procfs import PosixTimer
+from ckpt.kernel.ptrace import Tracee
+from ckpt.kernel.remote import Batch
+from ckpt.task import sigacts, signals, timers
+
+TASK_ALIVE, TASK_STOPPED = 1, 3
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
+_MEMBARRIER_GET_REGISTRATIONS = 1 << 9
+
+
+def ask(posix_timers: list[PosixTimer], batch: Batch) -> Callable[[Tracee], pb.task_core_entry]:
+    """Add the calls that only the process can make; return what makes the record after them."""
+    actions = sigacts.ask(batch)
+    times = timers.ask(posix_timers, batch)
+    subreaper = batch.room(4)
+    batch.call(NR.prctl, _PR_GET_CHILD_SUBREAPER, subreaper)
+    membarrier = batch.call(NR.membarrier, _MEMBARRIER_GET_REGISTRATIONS, 0, 0)
+
+    def answer(leader: Tracee) -> pb.task_core_entry:
+        pid = leader.tid
+        stat = procfs.stat(pid)
+        entry = pb.task_core_entry(
+            task_state=TASK_ALIVE,
+            exit_code=0,
+            personality=procfs.personality(pid),
+            flags=stat.flags,
+            blk_sigset=0,
+            comm=stat.comm,
+            timers=times(),
+            loginuid=procfs.loginuid(pid),
+            oom_score_adj=procfs.oom_score_adj(pid),
+            child_subreaper=bool(subreaper.bytes[0]),
+        )
+        entry.sigactions.extend(actions())
+        entry.signals_s.CopyFrom(signals.dump(leader, shared=True))
+        for soft, hard in procfs.limits(pid):
+            entry.rlimits.rlimits.add(cur=soft, max=hard)
+        if membarrier.ret > 0:
+            entry.membarrier_registration_mask = membarrier.ret
+        return entry
+
+    return answer
+
+
+# --- restore
+
+
+def restore(entry: pb.task_core_entry, batch: Batch) -> None:
+    """Add the calls for what the whole process shares, timers and limits excepted."""
+    sigacts.restore(entry.sigactions, batch)
+    if entry.personality:
+        batch.call(NR.personality, entry.personality, must=True)
+    if entry.child_subreaper:
+        batch.call(NR.prctl, _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0, must=True)
+    _restore_membarrier(entry.membarrier_registration_mask, batch)
+
+
+def _restore_membarrier(mask: int, batch: Batch) -> None:
+    """Register again: each MEMBARRIER_CMD_X's registration is the command beside it."""
+    for bit in range(32):
+        if mask >> bit & 1:
+            batch.call(NR.membarrier, 1 << bit, 0, 0)
+
+
+def restore_limits(entry: pb.task_core_entry, pid: int, batch: Batch) -> None:
+    """Add the calls that set the resource limits which differ from those the task has from us.
+
+    Raises KernelError for a hard limit above ours that we have no right to.
+    """
+    for resource, (now, wanted) in enumerate(
+        zip(procfs.limits(pid), entry.rlimits.rlimits, strict=False)
+    ):
+        if now != (wanted.cur, wanted.max):
+            pair = wanted.cur.to_bytes(8, "little") + wanted.max.to_bytes(8, "little")
+            batch.call(NR.prlimit64, 0, resource, batch.data(pair), 0, must=True)
+
+
+def restore_outside(entry: pb.task_core_entry, pid: int) -> None:
+    """Set what is set through /proc: the OOM killer's view."""
+    if entry.oom_score_adj == procfs.oom_score_adj(pid):
+        return
+    path = f"/proc/{pid}/oom_score_adj"
+    try:
+        with open(path, "w") as file:
+            file.write(str(entry.oom_score_adj))
+    except OSError as error:
+        raise KernelError(
+            error.errno or 0,
+            f"writing {entry.oom_score_adj} to {path}",
+            hint="lowering it takes CAP_SYS_RESOURCE",
+        ) from error

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signal actions of a process: what rt_sigaction(2) tells of each signal but KILL and STOP."""
+
+import signal
+from collections.abc import Callable, Iterable
+from struct import Struct
+
+from ckpt.errors import ImageError
+from ckpt.image import pb
+from ckpt.kernel.arch import NR
+from ckpt.kernel.remote import Batch
+
+SIGNALS = [n for n in range(1, 65) if n not in (signal.SIGKILL, signal.SIGSTOP)]
+_SIGACTION = Struct("<QQQQ")  # the kernel's: handler, flags, restorer, mask
+
+
+def ask(batch: Batch) -> Callable[[], list[pb.sa_entry]]:
+    """Add the calls, and return what turns their results into records, in SIGNALS' order."""
+    room = batch.room(_SIGACTION.size * len(SIGNALS))
+    for i, signo in enumerate(SIGNALS):
+        batch.call(NR.rt_sigaction, signo, 0, room.address + i * _SIGACTION.size, 8, must=True)
+    return lambda: [_entry(*fields) for fields in _SIGACTION.iter_unpack(room.bytes)]
+
+
+def _entry(handler: int, flags: int, restorer: int, mask: int) -> pb.sa_entry:
+    return pb.sa_entry(
+        sigaction=handler, flags=flags, restorer=restorer, mask=mask, compat_sigaction=False
+    )
+
+
+def restore(entries: Iterable[pb.sa_entry], batch: Batch) -> None:
+    """Add the calls that set all actions; the task has ours until then."""
+    entries = list(entries)
+    if len(entries) != len(SIGNALS):
+        raise ImageError(f"core: expected {len(SIGNALS)} signal actions, found {len(entries)}")
+    room = batch.data(b"".join(_packed(entry) for entry in entries))
+    for i, signo in enumerate(SIGNALS):
+        batch.call(NR.rt_sigaction, signo, room.address + i * _SIGACTION.size, 0, 8, must=True)
+
+
+def _packed(entry: pb.sa_entry) -> bytes:
+    return _SIGACTION.pack(entry.sigaction, entry.flags, entry.restorer, entry.mask)

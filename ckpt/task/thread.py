@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One thread: the thread_core of core-TID.img and what goes with it, and back."""
+
+from collections.abc import Callable
+
+from ckpt.image import pb
+from ckpt.kernel import procfs
+from ckpt.kernel.arch import NR
+from ckpt.kernel.ffi import check, ffi, syscall
+from ckpt.kernel.ptrace import Rseq, Tracee
+from ckpt.kernel.remote import Batch
+from ckpt.task import creds, sched, signals
+
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_NAME, _PR_GET_TID_ADDRESS = 1, 2, 15, 40
+_RSEQ_UNREGISTER = 1
+
+
+def ask(batch: Batch) -> Callable[[Tracee], tuple[pb.thread_core_entry, int]]:
+    """Add the calls a thread has to make about itself.
+
+    Returns what makes its record, and its clear_tid address, once the batch has run.
+    """
+    stack = signals.ask_altstack(batch)
+    clear_tid, pdeath = batch.room(8), batch.room(4)
+    batch.call(NR.prctl, _PR_GET_TID_ADDRESS, clear_tid)
+    batch.call(NR.prctl, _PR_GET_PDEATHSIG, pdeath)
+    securebits, slack = creds.ask(batch), sched.ask(batch)
+
+    def answer(tracee: Tracee) -> tuple[pb.thread_core_entry, int]:
+        entry = _outside(tracee)
+        entry.sas.CopyFrom(signals.altstack(stack))
+        entry.pdeath_sig = int.from_bytes(pdeath.bytes, "little")
+        if not entry.pdeath_sig:
+            entry.ClearField("pdeath_sig")
+        status = procfs.status(tracee.tid)
+        entry.creds.CopyFrom(creds.dump(status, securebits.ret))
+        sched.dump(tracee.tid, slack.ret, entry)
+        return entry, int.from_bytes(clear_tid.bytes, "little")
+
+    return answer
+
+
+def _outside(tracee: Tracee) -> pb.thread_core_entry:
+    """Return what can be read of a stopped thread without its help."""
+    head, length = _robust_list(tracee.tid)
+    entry = pb.thread_core_entry(futex_rla=head, futex_rla_len=length, cg_set=1)
+    entry.comm = procfs.stat(tracee.tid).comm
+    entry.signals_p.CopyFrom(signals.dump(tracee, shared=False))
+    if rseq := tracee.rseq():
+        entry.rseq_entry.CopyFrom(
+            pb.rseq_entry(
+                rseq_abi_pointer=rseq.pointer, rseq_abi_size=rseq.size, signature=rseq.signature
+            )
+        )
+    return entry
+
+
+def _robust_list(tid: int) -> tuple[int, int]:
+    out = ffi.new("uint64_t[2]")
+    address = int(ffi.cast("uintptr_t", out))
+    check(syscall(NR.get_robust_list, tid, address, address + 8), "get_robust_list", pid=tid)
+    return out[0], out[1]
+
+
+# --- restore
+
+
+def forget_rseq(rseq: Rseq, batch: Batch) -> None:
+    """Add the call that takes back an rseq area, before its memory goes."""
+    batch.call(NR.rseq, rseq.pointer, rseq.size, _RSEQ_UNREGISTER, rseq.signature, must=True)
+
+
+def restore(entry: pb.thread_core_entry, clear_tid: int, ours: procfs.Status, batch: Batch) -> None:
+    """Add the calls that make a thread what its record says; credentials go last.
+
+    ours are the credentials it was born with.
+    """
+    comm = batch.data(entry.comm.encode(errors="surrogateescape")[:15] + b"\0")
+    batch.call(NR.prctl, _PR_SET_NAME, comm, must=True)
+    batch.call(NR.set_tid_address, clear_tid)
+    if entry.futex_rla_len:
+        batch.call(NR.set_robust_list, entry.futex_rla, entry.futex_rla_len, must=True)
+    signals.restore_altstack(entry.sas, batch)
+    if entry.HasField("rseq_entry"):
+        rseq = entry.rseq_entry
+        batch.call(NR.rseq, rseq.rseq_abi_pointer, rseq.rseq_abi_size, 0, rseq.signature, must=True)
+    sched.restore_slack(entry, batch)
+    creds.restore(entry.creds, ours, batch)
+    if entry.pdeath_sig:
+        batch.call(NR.prctl, _PR_SET_PDEATHSIG, entry.pdeath_sig, must=True)
+    if entry.creds.no_new_privs:
+        batch.call(NR.prctl, creds.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, must=True)
