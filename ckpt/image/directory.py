@@ -141,13 +141,15 @@ class ImageDir:
 
     def writer(self, kind: str, id: int | None = None) -> RecordWriter:
         """Create a file to append records to."""
-        return RecordWriter(self._create_file(KINDS[kind].file_name(id)), KINDS[kind])
+        name = KINDS[kind].file_name(id)
+        return RecordWriter(self._create_file(name), str(self.path / name), KINDS[kind])
 
     def seal(self, inventory: Message) -> None:
         """Make the image valid and durable: sync all that was written, the inventory last."""
         name = KINDS["inventory"].file_name(None)
         temporary = f"{name}.tmp"
-        with RecordWriter(self._create_file(temporary), KINDS["inventory"]) as writer:
+        fd = self._create_file(temporary)
+        with RecordWriter(fd, str(self.path / temporary), KINDS["inventory"]) as writer:
             writer.append(inventory)
         try:
             for written in self._written:
@@ -250,7 +252,7 @@ class ImageDir:
             raise ImageError(f"{self.path / _PARENT}: no such image")
 
     def _refuse_used(self) -> None:
-        names = os.listdir(self.fd)  # noqa: PTH208 (Path takes no descriptor)
+        names = os.listdir(self.fd)
         used = [name for name in names if name.endswith(".img") or name == _PARENT]
         if used:
             raise ImageError(

@@ -68,6 +68,7 @@ class PageWriter:
         """pages-N.img, empty; pwrite wherever `add` said, or write in order."""
         self.size = 0
         """Bytes that pages-N.img must have when closed."""
+        self.name = str(image.path / KINDS["pages"].file_name(pages_id))
         self._image = image
         self._kind = kind
         self._id = id
@@ -104,10 +105,13 @@ class PageWriter:
         return offset
 
     def write(self, data: memoryview | bytes) -> None:
-        """Write pages behind those already written."""
+        """Write pages behind those already written; ImageError if the disk is full, say."""
         view = memoryview(data)
-        while view:
-            view = view[os.write(self.fd, view) :]
+        try:
+            while view:
+                view = view[os.write(self.fd, view) :]
+        except OSError as error:
+            raise ImageError(f"{self.name}: {error.strerror}") from error
 
     def close(self) -> None:
         """Write the pagemap; raise ImageError if pages are missing, or are too many."""
@@ -117,8 +121,7 @@ class PageWriter:
         os.close(self.fd)
         self.fd = -1
         if found != self.size:
-            name = self._image.path / KINDS["pages"].file_name(self._pages_id)
-            raise ImageError(f"{name}: {found} bytes were written, expected {self.size}")
+            raise ImageError(f"{self.name}: {found} bytes were written, expected {self.size}")
         with self._image.writer(self._kind, self._id) as writer:
             writer.append(pb.pagemap_head(pages_id=self._pages_id))
             for vaddr, nr_pages, flags in self._runs:

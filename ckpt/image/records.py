@@ -61,7 +61,10 @@ class Source:
         left = self.size - self.offset
         if length > left:
             raise self.error(f"expected {expected} ({length} bytes), but only {left} bytes follow")
-        data = self._file.read(length)
+        try:
+            data = self._file.read(length)
+        except OSError as error:
+            raise self.error(str(error.strerror)) from error
         if len(data) != length:
             raise self.error(f"expected {expected}, but the file became shorter while it was read")
         self.offset += length
@@ -138,10 +141,11 @@ class Source:
 class RecordWriter:
     """An image file being written. Owns its descriptor; leaving the block closes it.
 
-    Raises OSError where the kernel does: a full disk has no better name.
+    Methods raise ImageError where the kernel refuses: a full disk, say.
     """
 
-    def __init__(self, fd: int, kind: Kind) -> None:
+    def __init__(self, fd: int, name: str, kind: Kind) -> None:
+        self.name = name
         self._file = BufferedWriter(FileIO(fd, "wb"), _BUFFER)
         self._file.write(b"".join(map(_U32.pack, kind.magics)))
 
@@ -154,15 +158,27 @@ class RecordWriter:
     def append(self, message: Message, extra: bytes | memoryview = b"") -> None:
         """Write a record, with its raw tail."""
         data = message.SerializeToString()
-        self._file.write(_U32.pack(len(data)))
-        self._file.write(data)
-        self._file.write(extra)
+        try:
+            self._file.write(_U32.pack(len(data)))
+            self._file.write(data)
+            self._file.write(extra)
+        except OSError as error:
+            raise self._error(error) from error
 
     def tail_fd(self) -> int:
         """Return the descriptor, placed where the tail of the last record begins."""
-        self._file.flush()
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise self._error(error) from error
         return self._file.fileno()
 
     def close(self) -> None:
         """Flush and close; once is enough."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._error(error) from error
+
+    def _error(self, error: OSError) -> ImageError:
+        return ImageError(f"{self.name}: {error.strerror}")
