@@ -18,6 +18,7 @@ class Program:
     criu: str = ""  # why real criu can neither dump nor restore it
     criu_dump: str = ""  # why real criu cannot dump it
     criu_restore: str = ""  # why real criu cannot restore it
+    peers_only: bool = False  # another entry does as much and more, but is too much for criu
     huge_pages: int = 0  # of 2 MiB, that it needs
     terminal: bool = False  # runs in a shell's session on a pseudo terminal
 
@@ -29,6 +30,7 @@ def program(name: str, *args: str, source: str = "", **marks) -> Program:
 
 # Where a machine withholds it, as in many containers.
 OTHER_USER = "its prlimit() of another user's task needs CAP_SYS_RESOURCE"
+INTERRUPTED = "answers EINTR where the kernel would go on with the rest, or fails of itself"
 
 PROGRAMS = (
     # Memory
@@ -81,6 +83,19 @@ PROGRAMS = (
     program("creds_threads", "threads", source="creds"),
     program("oom_score_adj"),
     program("subreaper"),
+    # Interrupted system calls
+    program("restart_sleep", criu=INTERRUPTED),
+    program("restart_sleep_simple", "simple", peers_only=True, source="restart_sleep"),
+    program("restart_poll", criu=INTERRUPTED),
+    program("restart_poll_simple", "simple", peers_only=True, source="restart_poll"),
+    program("restart_futex", criu=INTERRUPTED),
+    program("restart_futex_simple", "simple", peers_only=True, source="restart_futex"),
+    program("restart_signal", criu=INTERRUPTED),
+    program("restart_signal_simple", "simple", peers_only=True, source="restart_signal"),
+    program("restart_io", criu=INTERRUPTED),
+    program("restart_io_simple", "simple", peers_only=True, source="restart_io"),
+    program("restart_sysv", criu=INTERRUPTED),
+    program("restart_sysv_simple", "simple", peers_only=True, source="restart_sysv"),
     # Descriptors
     program("eventfd"),
     program("eventfd_semaphore", criu="loses the mode"),

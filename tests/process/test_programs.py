@@ -32,6 +32,8 @@ class Way:
             reasons += [program.criu, program.criu_dump]
         if self.restorer is Criu:
             reasons += [program.criu, program.criu_restore]
+        if program.peers_only and Criu not in (self.dumper, self.restorer):
+            return "another program covers it"
         return next(filter(None, reasons), "")
 
 
