@@ -1,1 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Open files: `kind.py` is the interface, `table.py` its user, and then there is one file per kind.
+
+The order of KINDS matters: the first that claims a file dumps it.
+"""
+
+from ckpt.files.eventfd import EventFd
+from ckpt.files.kind import FileKind
+from ckpt.files.pipe import Pipe
+from ckpt.files.signalfd import SignalFd
+from ckpt.files.timerfd import TimerFd
+
+KINDS: tuple[type[FileKind], ...] = (
+    EventFd,
+    SignalFd,
+    TimerFd,
+    Pipe,
+)

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""eventfd(2): a counter. A plain one and a semaphore differ in a flag of the file alone."""
+"""eventfd(2): a counter. A plain one and a semaphore differ in a flag that F_GETFL does not show.
+
+fdinfo tells a semaphore since Linux 6.5; before, it is restored as a plain counter. CRIU's image
+has no place for it: it is a field of ours there.
+"""
 
 import os
 from typing import Any
 
+from ckpt.errors import ImageError
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore, anon_inode
 from ckpt.image import pb
 
-_EFD_SEMAPHORE = 1
+_MOST = 2**64 - 2  # one more cannot be written (eventfd(2))
 
 
 class EventFd(FileKind):
@@ -24,12 +29,18 @@ class EventFd(FileKind):
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:
         """Read the counter from fdinfo: reading it would reset it."""
-        return pb.eventfd_file_entry(**file.common(), counter=file.info.eventfd_count)
+        return pb.eventfd_file_entry(
+            **file.common(),
+            counter=file.info.eventfd_count,
+            semaphore=file.info.eventfd_semaphore or None,
+        )
 
     @classmethod
     def create(cls, entry: Any, make: Restore) -> int:
-        """Make it with its count; more than 32 bits of it are written."""
-        fd = os.eventfd(0, entry.flags & os.O_NONBLOCK)
+        """Make it empty, then count: the call itself takes 32 bits."""
+        if entry.counter > _MOST:
+            raise ImageError(f"eventfd {entry.id}: a counter cannot be {entry.counter:#x}")
+        fd = os.eventfd(0, os.EFD_CLOEXEC | (os.EFD_SEMAPHORE if entry.semaphore else 0))
         if entry.counter:
             os.eventfd_write(fd, entry.counter)
         return fd

@@ -21,28 +21,24 @@ _ITIMERSPEC = Struct("<4q")
 _SIGSET = Struct("<Q")
 
 
-def _address(data: bytes) -> tuple[object, int]:
-    """Copy data to where the kernel can read it; returns its keeper and its address."""
-    keeper = ffi.new("char[]", data)
-    return keeper, int(ffi.cast("uintptr_t", keeper))
-
-
-def _path(path: str) -> tuple[object, int]:
-    return _address(os.fsencode(path))
+def _call(nr: NR, *args: int | bytes) -> int:
+    """Make a call whose bytes arguments are passed by address, with a zero behind them."""
+    kept = [ffi.new("char[]", arg) if isinstance(arg, bytes) else arg for arg in args]
+    return syscall(nr, *(a if isinstance(a, int) else int(ffi.cast("uintptr_t", a)) for a in kept))
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int = 0) -> int:
     """Open path with exactly these flags: open(2) itself adds O_LARGEFILE."""
-    name, path_at = _path(path)
-    how, how_at = _address(_OPEN_HOW.pack(flags, 0, resolve))
-    return check(syscall(NR.openat2, directory, path_at, how_at, _OPEN_HOW.size), f"openat2 {path}")
+    how = _OPEN_HOW.pack(flags, 0, resolve)
+    ret = _call(NR.openat2, directory, os.fsencode(path), how, _OPEN_HOW.size)
+    return check(ret, f"openat2 {path}")
 
 
 def rename_new(directory: int, old: str, new: str) -> None:
     """Rename within a directory; raises KernelError (EEXIST) rather than replace a file."""
-    (_old, old_at), (_new, new_at) = _path(old), _path(new)
-    nr = NR.renameat2
-    check(syscall(nr, directory, old_at, directory, new_at, _RENAME_NOREPLACE), f"rename {old}")
+    names = os.fsencode(old), os.fsencode(new)
+    ret = _call(NR.renameat2, directory, names[0], directory, names[1], _RENAME_NOREPLACE)
+    check(ret, f"renameat2 {old} to {new}")
 
 
 def tee(source: int, target: int, size: int) -> int:
@@ -56,8 +52,7 @@ def tee(source: int, target: int, size: int) -> int:
 
 def signalfd(mask: int, flags: int = 0) -> int:
     """Return a new signalfd(2) for the signals of mask: bit 0 is signal 1."""
-    keeper, at = _address(_SIGSET.pack(mask))
-    return check(syscall(NR.signalfd4, -1, at, _SIGSET.size, flags), "signalfd")
+    return check(_call(NR.signalfd4, -1, _SIGSET.pack(mask), _SIGSET.size, flags), "signalfd")
 
 
 def timerfd_create(clock: int, flags: int = 0) -> int:
@@ -68,5 +63,4 @@ def timerfd_create(clock: int, flags: int = 0) -> int:
 def timerfd_settime(fd: int, flags: int, value: int, interval: int) -> None:
     """Arm a timer; both times are in nanoseconds (timerfd_create(2))."""
     spec = _ITIMERSPEC.pack(*divmod(interval, 10**9), *divmod(value, 10**9))
-    keeper, at = _address(spec)
-    check(syscall(NR.timerfd_settime, fd, flags, at, 0), "timerfd_settime")
+    check(_call(NR.timerfd_settime, fd, flags, spec, 0), "timerfd_settime")

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""timerfd_create(2): a clock's timer, read as a count of expirations.
+
+fdinfo and the image have the time that was *left*, whatever the flags say; so a timer goes on with
+what was left of it, in a life as in a later boot, and only the flags still tell that it was set to
+an absolute time. That a timer has expired and waits to be read is all that is known of an expired
+one: the periods between its expiry and the dump are counted by no one.
+"""
+
+import fcntl
+import os
+import select
+import time
+from typing import Any
+
+from ckpt.errors import ImageError
+from ckpt.files.kind import Dump, FileKind, OpenFile, Restore, anon_inode
+from ckpt.image import pb
+from ckpt.kernel import files
+
+_ABSTIME = 1
+_SET_TICKS = 0x40085400  # TFD_IOC_SET_TICKS, _IOW('T', 0, __u64) of linux/timerfd.h
+_SECOND = 10**9
+_LONGEST = 2**63 - 1  # ns, a ktime_t
+# An alarm clock may be unreadable (there is no RTC) where the clock under it is not.
+_READABLE = {8: time.CLOCK_REALTIME, 9: time.CLOCK_BOOTTIME}
+
+
+class TimerFd(FileKind):
+    """A timer that notifies by a descriptor."""
+
+    type = pb.FD_TIMERFD
+    field = "tfd"
+
+    @classmethod
+    def claims(cls, file: OpenFile) -> bool:
+        """Recognise it by its anonymous inode."""
+        return anon_inode(file, "[timerfd]")
+
+    @classmethod
+    def dump(cls, file: OpenFile, out: Dump) -> Any:
+        """Take all of it from fdinfo (timerfd_show in fs/timerfd.c)."""
+        timer = file.info.timer
+        assert timer, file.name
+        (vsec, vnsec), (isec, insec) = timer.value, timer.interval
+        return pb.timerfd_entry(
+            **file.common(),
+            clockid=timer.clock,
+            ticks=timer.ticks,
+            settime_flags=timer.settime_flags,
+            vsec=vsec,
+            vnsec=vnsec,
+            isec=isec,
+            insec=insec,
+        )
+
+    @classmethod
+    def create(cls, entry: Any, make: Restore) -> int:
+        """Arm it with the time that was left, then give it its unread expirations."""
+        value = _nanoseconds(entry, entry.vsec, entry.vnsec)
+        interval = _nanoseconds(entry, entry.isec, entry.insec)
+        fd = files.timerfd_create(entry.clockid, os.O_CLOEXEC)
+        try:
+            _arm(fd, entry, value, interval)
+            if entry.ticks:
+                fcntl.ioctl(fd, _SET_TICKS, entry.ticks.to_bytes(8, "little"))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+
+def _nanoseconds(entry: Any, seconds: int, nanoseconds: int) -> int:
+    total: int = seconds * _SECOND + nanoseconds
+    if nanoseconds >= _SECOND or total > _LONGEST:
+        raise ImageError(f"timerfd {entry.id}: {seconds} s and {nanoseconds} ns is no time to wait")
+    return total
+
+
+def _arm(fd: int, entry: Any, value: int, interval: int) -> None:
+    # A periodic timer stands still from its expiry until it is read, and the kernel knows that
+    # from the expiry alone: SET_TICKS would leave it standing for ever. So it has to expire.
+    expired = bool(entry.ticks and interval and not value)
+    left = 1 if expired else value
+    if left and entry.settime_flags & _ABSTIME:
+        left += time.clock_gettime_ns(_READABLE.get(entry.clockid, entry.clockid))
+    files.timerfd_settime(fd, entry.settime_flags, left, interval)
+    if expired:
+        _wait_readable(fd)
+
+
+def _wait_readable(fd: int) -> None:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    poll.poll()
