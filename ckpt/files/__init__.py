@@ -9,10 +9,12 @@ from ckpt.files.kind import FileKind
 from ckpt.files.pipe import Pipe
 from ckpt.files.signalfd import SignalFd
 from ckpt.files.timerfd import TimerFd
+from ckpt.files.unixsk import UnixSk
 
 KINDS: tuple[type[FileKind], ...] = (
     EventFd,
     SignalFd,
     TimerFd,
     Pipe,
+    UnixSk,
 )

@@ -7,7 +7,7 @@ Facts that bite (unix(7) and net/unix/af_unix.c, net/core/datagram.c):
   the rest. A packet longer than the buffer is marked MSG_TRUNC and its rest comes with the next
   peek. The offset belongs to the socket, so the target's own is put back.
 - An empty packet is given to one walk only, for the kernel marks it as peeked: a second dump of
-  the same queue misses it, unless it is the first there.
+  the same queue misses it. Without an offset the first packet is always given, even an empty one.
 - At the end of a stream, or of a sequence of packets that was shut down, a read gives b"".
 """
 
@@ -47,11 +47,16 @@ def packets(sock: socket.socket, name: str, shutdown: int = 0) -> list[Packet]:
     Unsupported for descriptors or credentials in flight, KernelError.
     """
     stream = sock.type == socket.SOCK_STREAM
-    with _from_the_start(sock):
-        pieces = list(_walk(sock, name, ends=stream or bool(shutdown & _SHUT_READ)))
-    if stream:
-        return [Packet(b"".join(pieces))] if pieces else []
-    return [Packet(data) for data in pieces]
+    ends = stream or bool(shutdown & _SHUT_READ)
+    with _offset_kept(sock):
+        first = _peek(sock, name)
+        if first is None or (ends and not first[0]):
+            return []
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
+        # The walk leaves out an empty first packet, which is marked as peeked by now.
+        pieces = [] if first[0] else [b""]
+        pieces += _walk(sock, name, ends=ends)
+    return [Packet(b"".join(pieces))] if stream else [Packet(data) for data in pieces]
 
 
 def _walk(sock: socket.socket, name: str, *, ends: bool) -> Iterator[bytes]:
@@ -100,9 +105,10 @@ def _refuse(name: str, what: str) -> None:
 
 
 @contextmanager
-def _from_the_start(sock: socket.socket) -> Iterator[None]:
+def _offset_kept(sock: socket.socket) -> Iterator[None]:
+    """Have no peek offset for a while; the target's own is put back."""
     before = sock.getsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, -1)
     try:
         yield
     finally:

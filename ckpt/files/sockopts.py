@@ -8,12 +8,13 @@ asm-generic/socket.h; socket(7) says what they do.
 
 import errno
 import socket
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ckpt.errors import KernelError, NotPermitted, Unsupported
+from ckpt.errors import CkptError, KernelError, NotPermitted, Unsupported
 from ckpt.files.kind import OpenFile
 from ckpt.image import pb
 from ckpt.kernel.sockfilter import attach_filter, get_filter
@@ -49,6 +50,25 @@ _NO_SUCH = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINVAL)
 _PERMISSION = (errno.EPERM, errno.EACCES)
 
 
+def family(file: OpenFile) -> int:
+    """Return the address family of a socket, -1 for any other file."""
+    if not stat.S_ISSOCK(file.stat.st_mode):
+        return -1
+    with borrowed(file.fd) as sock:
+        return sock.family
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Raise an OSError of the block as the KernelError or NotPermitted of doing `what`."""
+    try:
+        yield
+    except CkptError:
+        raise
+    except OSError as error:
+        raise failed(error, what) from error
+
+
 @contextmanager
 def borrowed(fd: int) -> Iterator[socket.socket]:
     """Give a socket object for a descriptor that stays its owner's."""
@@ -61,10 +81,8 @@ def borrowed(fd: int) -> Iterator[socket.socket]:
 
 def set_option(sock: socket.socket, level: int, option: int, value: int | bytes) -> None:
     """setsockopt(2) that raises NotPermitted or KernelError."""
-    try:
+    with doing(f"setsockopt {level} {option}"):
         sock.setsockopt(level, option, value)
-    except OSError as error:
-        raise failed(error, f"setsockopt {level} {option}") from error
 
 
 def failed(error: OSError, doing: str) -> KernelError:

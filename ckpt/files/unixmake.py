@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make the unix sockets of an image: all at once, since they are each other's peers.
+
+The order is what makes it simple: listeners first, then the connections that go by their names,
+then clients still waiting; datagram sockets are filled before they connect, since a connected one
+takes from its peer alone. Options come last: SO_PASSCRED would bind a socket that connects.
+"""
+
+import socket
+from dataclasses import dataclass, field
+
+from ckpt.errors import ImageError
+from ckpt.files.kind import Restore
+from ckpt.files.skqueue import queue_of, send_all
+from ckpt.files.sockopts import doing, restore_options
+from ckpt.files.unixname import bind, connect, connect_outside
+from ckpt.image import pb
+
+ESTABLISHED, CLOSE, LISTEN = 1, 7, 10
+"""TCP's states, which unix sockets use too (net/tcp_states.h)."""
+EXTERNAL = 1
+"""In uflags: the record stands for a socket outside the dump."""
+
+Entry = pb.unix_sk_entry
+Made = dict[int, socket.socket]
+
+
+@dataclass(slots=True)
+class _Plan:
+    """The records of an image, by inode, and the sockets made so far, by file id."""
+
+    entries: dict[int, Entry]
+    made: Made = field(default_factory=dict)
+
+    def peer(self, entry: Entry) -> Entry | None:
+        """Return the record of the other end, if there is one."""
+        return self.entries.get(entry.peer)
+
+    def is_pair(self, entry: Entry) -> bool:
+        """Say whether two sockets are connected to each other."""
+        peer = self.peer(entry)
+        return peer is not None and peer is not entry and peer.peer == entry.ino
+
+    def inside(self) -> list[Entry]:
+        """Return the records of sockets that are to be made."""
+        return [e for e in self.entries.values() if not e.uflags & EXTERNAL]
+
+    def left(self, *types: int) -> list[Entry]:
+        """Return the records still to be made, of these types."""
+        return [e for e in self.inside() if e.type in types and e.id not in self.made]
+
+
+def make_all(make: Restore) -> Made:
+    """Return every unix socket of the image by file id. Raises ImageError, KernelError."""
+    records = (r.usk for r in make.entries.values() if r.type == pb.FD_UNIXSK)
+    plan = _Plan({entry.ino: entry for entry in records})
+    for entry in plan.inside():
+        if entry.peer and plan.peer(entry) is None:
+            raise ImageError(f"files.img: unix socket {entry.id}: its peer is not in the image")
+    _make_listeners(plan)
+    _make_connections(plan, make)
+    _make_datagrams(plan, make)
+    for entry in plan.inside():
+        sock = plan.made[entry.id]
+        restore_options(sock, entry.opts)
+        if entry.shutdown:
+            with doing("shutdown unix socket"):
+                sock.shutdown(entry.shutdown - 1)  # READ, WRITE, BOTH are SHUT_RD .. + 1
+    return plan.made
+
+
+def _socket(entry: Entry) -> socket.socket:
+    with doing("socket AF_UNIX"):
+        return socket.socket(socket.AF_UNIX, entry.type)
+
+
+def _listener(entry: Entry, backlog: int) -> socket.socket:
+    sock = _socket(entry)
+    bind(sock, entry)
+    with doing("listen on a unix socket"):
+        sock.listen(backlog)
+    return sock
+
+
+def _make_listeners(plan: _Plan) -> None:
+    for entry in plan.inside():
+        if entry.state == LISTEN:
+            plan.made[entry.id] = _listener(entry, entry.backlog)
+
+
+# --- streams and sequences of packets
+
+
+def _make_connections(plan: _Plan, make: Restore) -> None:
+    for entry in plan.left(socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+        if entry.id in plan.made or _waits(plan, entry):
+            continue
+        if plan.is_pair(entry):
+            _make_pair(plan, entry, make)
+        elif entry.state == ESTABLISHED:
+            _make_widow(plan, entry, make)
+        else:
+            plan.made[entry.id] = _socket(entry)
+            bind(plan.made[entry.id], entry)
+    for entry in plan.left(socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+        _make_waiting(plan, entry)
+
+
+def _waits(plan: _Plan, entry: Entry) -> bool:
+    """Say whether a client is not accepted yet: its peer is the listener itself."""
+    peer = plan.peer(entry)
+    return peer is not None and peer.state == LISTEN and not peer.uflags & EXTERNAL
+
+
+def _make_pair(plan: _Plan, entry: Entry, make: Restore) -> None:
+    peer = plan.peer(entry)
+    assert peer is not None
+    if peer.name and (not entry.name or _shares_name(plan, peer)):
+        entry, peer = peer, entry
+    server, client = _connection(plan, entry, peer)
+    plan.made |= {entry.id: server, peer.id: client}
+    send_all(client, queue_of(entry.id, make))
+    send_all(server, queue_of(peer.id, make))
+
+
+def _make_widow(plan: _Plan, entry: Entry, make: Restore) -> None:
+    """Make a connection whose other end is closed already."""
+    server, client = _connection(plan, entry, None)
+    send_all(client, queue_of(entry.id, make))
+    client.close()
+    plan.made[entry.id] = server
+
+
+def _connection(
+    plan: _Plan, entry: Entry, peer: Entry | None
+) -> tuple[socket.socket, socket.socket]:
+    """Make a connection; one end with a name was accepted by a listener of that name."""
+    if not entry.name:
+        with doing("socketpair AF_UNIX"):
+            return socket.socketpair(socket.AF_UNIX, entry.type)
+    client = _socket(entry)
+    if peer is not None:
+        bind(client, peer)
+    if (known := _find_listener(plan, entry)) is not None:
+        return _accepted(known, client, entry), client
+    with _listener(entry, 1) as listener:
+        return _accepted(listener, client, entry), client
+
+
+def _accepted(listener: socket.socket, client: socket.socket, entry: Entry) -> socket.socket:
+    connect(client, listener, entry.name)
+    with doing("accept on a unix socket"):
+        return listener.accept()[0]
+
+
+def _same_name(a: Entry, b: Entry) -> bool:
+    return (a.type, a.name, a.name_dir) == (b.type, b.name, b.name_dir)
+
+
+def _find_listener(plan: _Plan, entry: Entry) -> socket.socket | None:
+    """Return the listener of the image that accepted this socket, if it is still there."""
+    for other in plan.entries.values():
+        if other.state == LISTEN and other.id in plan.made and _same_name(other, entry):
+            return plan.made[other.id]
+    return None
+
+
+def _shares_name(plan: _Plan, entry: Entry) -> bool:
+    return any(e.id != entry.id and _same_name(e, entry) for e in plan.entries.values())
+
+
+def _make_waiting(plan: _Plan, entry: Entry) -> None:
+    listener = plan.peer(entry)
+    assert listener is not None
+    sock = plan.made[entry.id] = _socket(entry)
+    bind(sock, entry)
+    connect(sock, plan.made[listener.id], listener.name)
+
+
+# --- datagrams
+
+
+def _make_datagrams(plan: _Plan, make: Restore) -> None:
+    entries = plan.left(socket.SOCK_DGRAM)
+    for entry in entries:
+        if entry.id not in plan.made:
+            _make_datagram(plan, entry, make)
+    for entry in entries:
+        peer = plan.peer(entry)
+        if peer is not None and not plan.is_pair(entry):
+            _connect_datagram(plan, entry, peer)
+
+
+def _make_datagram(plan: _Plan, entry: Entry, make: Restore) -> None:
+    """Make it, with its pair if it has one, bound and filled."""
+    if plan.is_pair(entry):
+        _make_datagram_pair(plan, entry, make)
+    elif entry.state == ESTABLISHED and not entry.name and not entry.peer:
+        _make_widow(plan, entry, make)
+    else:
+        sock = plan.made[entry.id] = _socket(entry)
+        bind(sock, entry)
+        _fill(sock, entry, make)
+
+
+def _make_datagram_pair(plan: _Plan, entry: Entry, make: Restore) -> None:
+    peer = plan.peer(entry)
+    assert peer is not None
+    with doing("socketpair AF_UNIX"):
+        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    plan.made |= {entry.id: one, peer.id: other}
+    bind(one, entry)
+    bind(other, peer)
+    send_all(other, queue_of(entry.id, make))
+    send_all(one, queue_of(peer.id, make))
+
+
+def _fill(sock: socket.socket, entry: Entry, make: Restore) -> None:
+    """Send it what was queued, from nobody: the image does not know the senders."""
+    queue = queue_of(entry.id, make)
+    if not queue:
+        return
+    if not entry.name:
+        raise ImageError(f"sk-queues.img: nobody can have sent to unix socket {entry.id}")
+    with _socket(entry) as sender:
+        connect(sender, sock, entry.name)
+        send_all(sender, queue)
+
+
+def _connect_datagram(plan: _Plan, entry: Entry, peer: Entry) -> None:
+    sock = plan.made[entry.id]
+    if peer.uflags & EXTERNAL:
+        connect_outside(sock, peer)
+    else:
+        connect(sock, plan.made[peer.id], peer.name)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""unix(7) sockets: streams, datagrams, sequences of packets; what is queued goes to skqueue.
+
+A peer is named by its inode, which only sock_diag(7) tells. It tells less than it seems:
+
+- state is kept for datagrams too: connecting marks both ends as established;
+- a client that waits to be accepted has no peer yet; its inode is among its listener's icons;
+- wqueue is a listener's backlog.
+"""
+
+import socket
+from typing import Any
+
+from ckpt.errors import Unsupported
+from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
+from ckpt.files.skqueue import check_first, dump_queue
+from ckpt.files.sockopts import borrowed, check_options, dump_options, family
+from ckpt.files.unixmake import ESTABLISHED, EXTERNAL, LISTEN, make_all
+from ckpt.files.unixname import dump_place
+from ckpt.image import pb
+from ckpt.kernel import sockdiag
+from ckpt.kernel.sockdiag import UnixDiag
+from ckpt.options import DumpOptions
+
+_BOTH = 3
+Table = dict[int, UnixDiag]
+
+
+class UnixSk(FileKind):
+    """A unix socket."""
+
+    type = pb.FD_UNIXSK
+    field = "usk"
+
+    @classmethod
+    def claims(cls, file: OpenFile) -> bool:
+        """Recognise it by its address family."""
+        return family(file) == socket.AF_UNIX
+
+    @classmethod
+    def check(cls, file: OpenFile, options: DumpOptions) -> None:
+        """Refuse a peer outside, and what travels in queues besides bytes."""
+        diag = _find(file, sockdiag.unix({file.stat.st_ino}))
+        asks = diag.peer or diag.icons or _is_alone(diag)
+        _check_peer(file, diag, sockdiag.unix() if asks else {}, options)
+        check_options(file)
+        if diag.state != LISTEN and diag.rqueue:
+            with borrowed(file.fd) as sock:
+                check_first(sock, file.name)
+
+    @classmethod
+    def dump(cls, file: OpenFile, out: Dump) -> Any:
+        """Write its queue, and the socket; the table of all sockets is asked for once a dump."""
+        table = out.memo("unix sockets", sockdiag.unix)
+        diag = _find(file, table)
+        listener = _check_peer(file, diag, table, out.options)
+        if diag.peer and _outside(file, diag.peer):
+            _dump_outside(table[diag.peer], out)
+        entry = pb.unix_sk_entry(
+            **file.common(),
+            ino=diag.ino,
+            type=diag.type,
+            state=diag.state,
+            uflags=0,
+            backlog=diag.wqueue,
+            peer=listener or diag.peer,
+            name=diag.name,
+            **dump_place(file, diag.name),
+        )
+        if diag.shutdown:
+            entry.shutdown = diag.shutdown
+        with borrowed(file.fd) as sock:
+            entry.opts.CopyFrom(dump_options(sock))
+            if _may_have_queue(diag) and not listener:
+                dump_queue(file, sock, diag.shutdown, out)
+        return entry
+
+    @classmethod
+    def create(cls, entry: Any, make: Restore) -> int:
+        """Make all unix sockets of the image at first, and hand them out one by one."""
+        made: dict[int, socket.socket] = make.once("unix sockets", lambda: make_all(make))
+        return made.pop(entry.id).detach()
+
+
+def _find(file: OpenFile, table: Table) -> UnixDiag:
+    try:
+        return table[file.stat.st_ino]
+    except KeyError:
+        raise Unsupported(
+            f"{file.name}: a unix socket of another network namespace",
+            hint="dump the tree that the namespace belongs to",
+        ) from None
+
+
+def _may_have_queue(diag: UnixDiag) -> bool:
+    """Say whether to look: of datagrams, rqueue is the first one's size, and that may be empty."""
+    return diag.state != LISTEN and (diag.type != socket.SOCK_STREAM or diag.rqueue > 0)
+
+
+def _is_alone(diag: UnixDiag) -> bool:
+    """Say whether a connection has no peer though none hung up: it waits to be accepted."""
+    connected = diag.type != socket.SOCK_DGRAM and diag.state == ESTABLISHED
+    return connected and not diag.peer and diag.shutdown != _BOTH
+
+
+def _outside(file: OpenFile, ino: int) -> bool:
+    return f"socket:[{ino}]" not in file.links
+
+
+def _check_peer(file: OpenFile, diag: UnixDiag, table: Table, options: DumpOptions) -> int:
+    """Refuse a peer outside the tree; return the inode of the listener it waits at, or 0."""
+    for client in diag.icons:
+        if _outside(file, client):
+            _refuse(file, "a process outside the dump waits to be accepted", "accept it first")
+    if diag.peer and _outside(file, diag.peer):
+        _check_outside(file, diag, table, options)
+    if not _is_alone(diag):
+        return 0
+    listener = next((one.ino for one in table.values() if diag.ino in one.icons), 0)
+    if listener and _outside(file, listener):
+        _refuse(file, "it waits for a process outside the dump to accept it", "dump that one too")
+    if listener and diag.wqueue:
+        _refuse(file, "data sent before it was accepted", "wait until the server accepts it")
+    return listener
+
+
+def _check_outside(file: OpenFile, diag: UnixDiag, table: Table, options: DumpOptions) -> None:
+    """Refuse a peer outside, unless it is a datagram socket that can be found by name again."""
+    if diag.type != socket.SOCK_DGRAM:
+        _refuse(file, "connected to a process outside the dump", "dump that process too")
+    if not options.ext_unix_sk:
+        _refuse(file, "connected to a socket of a process outside the dump", "use --ext-unix-sk")
+    if diag.peer not in table or not table[diag.peer].name:
+        _refuse(file, "its peer outside the dump has no name", "dump that process too")
+
+
+def _refuse(file: OpenFile, what: str, hint: str) -> None:
+    raise Unsupported(f"{file.name}: unix socket: {what}", hint=hint)
+
+
+def _dump_outside(peer: UnixDiag, out: Dump) -> None:
+    """Add a record that stands for a socket outside, to connect to by name; once for each."""
+    if not out.first("unix socket outside", peer.ino):
+        return
+    nobody = pb.fown_entry(uid=0, euid=0, signum=0, pid_type=0, pid=0)
+    no_options = pb.sk_opts_entry(
+        so_sndbuf=0,
+        so_rcvbuf=0,
+        so_snd_tmo_sec=0,
+        so_snd_tmo_usec=0,
+        so_rcv_tmo_sec=0,
+        so_rcv_tmo_usec=0,
+    )
+    entry = pb.unix_sk_entry(
+        id=out.next_id(),
+        ino=peer.ino,
+        type=peer.type,
+        state=LISTEN,
+        flags=0,
+        uflags=EXTERNAL,
+        backlog=0,
+        peer=0,
+        fown=nobody,
+        opts=no_options,
+        name=peer.name,
+    )
+    out.add_entry(pb.file_entry(type=pb.FD_UNIXSK, id=entry.id, usk=entry))
