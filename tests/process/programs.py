@@ -18,6 +18,7 @@ class Program:
     criu: str = ""  # why real criu can neither dump nor restore it
     criu_dump: str = ""  # why real criu cannot dump it
     criu_restore: str = ""  # why real criu cannot restore it
+    criu_running: str = ""  # why it cannot restore it when the target ran on
     peers_only: bool = False  # another entry does as much and more, but is too much for criu
     huge_pages: int = 0  # of 2 MiB, that it needs
     terminal: bool = False  # runs in a shell's session on a pseudo terminal
@@ -97,6 +98,28 @@ PROGRAMS = (
     program("restart_sysv", criu=INTERRUPTED),
     program("restart_sysv_simple", "simple", peers_only=True, source="restart_sysv"),
     # Descriptors
+    program("reg"),
+    program("reg_deleted"),
+    program(
+        "reg_deleted_link",
+        options=("--link-remap",),
+        criu_running="takes its link away when the target runs on",
+    ),
+    program("o_path"),
+    program("directory"),
+    program("directory_flag", "flag", source="directory", criu="drops O_DIRECTORY"),
+    program("devices"),
+    program("fifo"),
+    program("epoll"),
+    program("epoll_closed"),
+    program("timerfd"),
+    program("timerfd_ticking", criu_dump="takes it to be disarmed"),
+    program("signalfd"),
+    program("inotify"),
+    program("fown"),
+    program("fds", "12"),
+    program("fds_many", "2000", source="fds"),
+    program("tty", options=("--shell-job",), terminal=True),
     program("eventfd"),
     program("eventfd_semaphore", criu="loses the mode"),
     program("eventfd_full", criu_restore="keeps 32 bits"),

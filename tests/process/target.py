@@ -93,6 +93,7 @@ class Terminal:
             ["/bin/sh"], stdin=slave, stdout=slave, stderr=slave, preexec_fn=self._own_session
         )
         os.close(slave)
+        self._type("set +m; echo 0")  # a job in the background may set the terminal
 
     @staticmethod
     def _own_session() -> None:
@@ -108,9 +109,8 @@ class Terminal:
         return int(answer.read_text())
 
     def start(self, argv: Sequence[str]) -> int:
-        """Start it in the background, on the terminal; returns its pid."""
-        self._type(f"{shlex.join(argv)} < {self.name} & echo $!")
-        return int((self.directory / "answer").read_text())
+        """Start it in the background, on the terminal; returns its pid, an orphan's: we reap it."""
+        return self._type(f"({shlex.join(argv)} < {self.name} > {self.name} & echo $!)")
 
     def run(self, argv: Sequence[str]) -> int:
         """Run it in the foreground; returns its exit status."""

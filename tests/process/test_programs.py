@@ -32,6 +32,7 @@ class Way:
             reasons += [program.criu, program.criu_dump]
         if self.restorer is Criu:
             reasons += [program.criu, program.criu_restore]
+            reasons += [program.criu_running] if self.running else []
         if program.peers_only and Criu not in (self.dumper, self.restorer):
             return "another program covers it"
         return next(filter(None, reasons), "")
