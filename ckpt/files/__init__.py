@@ -5,8 +5,11 @@ The order of KINDS matters: the first that claims a file dumps it.
 """
 
 from ckpt.files.eventfd import EventFd
+from ckpt.files.fifo import Fifo
 from ckpt.files.kind import FileKind
+from ckpt.files.memfd import Memfd
 from ckpt.files.pipe import Pipe
+from ckpt.files.regfile import RegFile
 from ckpt.files.signalfd import SignalFd
 from ckpt.files.timerfd import TimerFd
 from ckpt.files.unixsk import UnixSk
@@ -16,5 +19,8 @@ KINDS: tuple[type[FileKind], ...] = (
     SignalFd,
     TimerFd,
     Pipe,
+    Fifo,
+    Memfd,
     UnixSk,
+    RegFile,  # last: anything may be open as a mere path
 )

@@ -38,7 +38,8 @@ class RoundTrip:
         self.shmem[shmid] = os.pread(fd, size, 0)
 
     def load(self, shmid: int, fd: int) -> None:
-        os.pwrite(fd, self.shmem[shmid], 0)
+        if self.shmem[shmid]:
+            os.pwrite(fd, self.shmem[shmid], 0)
 
     def add(self, entry: pb.file_entry) -> None:
         self.entries[entry.id] = entry

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is opened by a path: regular files, directories, plain devices, files of /proc and /sys.
+
+The image has the path, not the content; so at restore the file must be there, of the same type
+and, if regular, of the same size. A file opened to append only may have grown, as a log does
+(CRIU leaves the size out there, too). What has lost its name is remap.py's.
+
+Also used for paths without a descriptor: mapped files, exe, cwd and root (`save_path`).
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from ckpt.errors import ImageError, KernelError, Unsupported
+from ckpt.files import remap
+from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
+from ckpt.image import pb
+from ckpt.kernel import files
+from ckpt.kernel.fdinfo import fdinfo
+from ckpt.options import DumpOptions
+
+_DELETED = " (deleted)"
+# Major 1, mem: null, zero, full, random, urandom, kmsg keep nothing for who has them open.
+_STATELESS = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9, 11)}
+_O_TMPFILE = 0o20000000  # without the O_DIRECTORY that Python's has
+_NOT_TO_OPEN_WITH = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_ASYNC | os.O_CLOEXEC | _O_TMPFILE
+_HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_TYPES = {
+    stat.S_IFREG: "a regular file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+class RegFile(FileKind):
+    """An open path."""
+
+    type = pb.FD_REG
+    field = "reg"
+
+    @classmethod
+    def claims(cls, file: OpenFile) -> bool:
+        """Recognise it by its link, a path; anything may be open as a mere path (O_PATH)."""
+        mode = file.stat.st_mode
+        if not file.link.startswith("/"):
+            return False
+        if stat.S_ISCHR(mode) and file.stat.st_rdev in _STATELESS:
+            return True
+        return stat.S_ISREG(mode) or stat.S_ISDIR(mode) or bool(file.flags & os.O_PATH)
+
+    @classmethod
+    def check(cls, file: OpenFile, options: DumpOptions) -> None:
+        """Refuse a file that no path leads to, and a large one that has lost its name."""
+        _locate(file.link, file.stat, file.name, root_of(file.pid), options)
+
+    @classmethod
+    def dump(cls, file: OpenFile, out: Dump) -> Any:
+        """Take path, position and size."""
+        return _entry(file.fd, file.link, file.name, out, pos=file.info.pos, **common(file))
+
+    @classmethod
+    def create(cls, entry: Any, make: Restore) -> int:
+        """Open it again, at its position."""
+        fd = open_entry(entry, make, entry.flags)
+        if entry.pos:
+            with suppress(OSError):  # ESPIPE: a device counts, but cannot seek
+                os.lseek(fd, entry.pos, os.SEEK_SET)
+        return fd
+
+
+def common(file: OpenFile) -> dict[str, Any]:
+    """Return id, flags and owner; an O_PATH descriptor has no owner to ask for."""
+    if file.flags & os.O_PATH:
+        return {"id": file.id, "flags": file.flags, "fown": nobody()}
+    return file.common()
+
+
+def nobody() -> pb.fown_entry:
+    """Return an owner that is none."""
+    return pb.fown_entry(uid=0, euid=0, signum=0, pid_type=0, pid=0)
+
+
+# --- dump
+
+
+def root_of(pid: int) -> str:
+    """Return where the paths of a process's links begin, as we see it (see Dump.root)."""
+    own = os.stat("/proc/self/ns/mnt")
+    its = os.stat(f"/proc/{pid}/ns/mnt")
+    return "/" if own.st_ino == its.st_ino else f"/proc/{pid}/root"
+
+
+def save_path(fd: int, link: str, out: Dump) -> int:
+    """Dump what a local descriptor (O_PATH will do) is open on, as a path only; returns its id.
+
+    link is what /proc says of it: a map_files link, exe, cwd or root. One file has one id.
+    Raises Unsupported if no path leads to it.
+    """
+    st = os.fstat(fd)
+
+    def save() -> int:
+        file_id = out.next_id()
+        entry = _entry(fd, link, link, out, id=file_id, flags=0, pos=0, fown=nobody())
+        out.add_entry(pb.file_entry(type=pb.FD_REG, id=file_id, reg=entry))
+        return file_id
+
+    return out.memo(("path", st.st_dev, st.st_ino, link), save)
+
+
+def save_opened(file: OpenFile, out: Dump) -> int:
+    """Add an entry of its own for the path of a file that another kind dumps; returns its id."""
+    fields = common(file) | {"id": out.next_id()}
+    entry = _entry(file.fd, file.link, file.name, out, pos=0, **fields)
+    out.add_entry(pb.file_entry(type=pb.FD_REG, id=entry.id, reg=entry))
+    return int(entry.id)
+
+
+def _entry(fd: int, link: str, what: str, out: Dump, **fields: Any) -> Any:
+    st = os.fstat(fd)
+    name = _locate(link, st, what, out.root, out.options)
+    entry = pb.reg_file_entry(name=name, mode=st.st_mode, **fields)
+    if stat.S_ISREG(st.st_mode) and not _may_grow(entry.flags):
+        entry.size = st.st_size
+    if out.root != "/":
+        entry.mnt_id = fdinfo("self", fd).mnt_id
+    if name == link:
+        return entry
+    if _is_gone(st):
+        remap.save_ghost(fd, st, entry.id, out)
+    else:
+        remap.save_link(fd, name, entry, out)
+    return entry
+
+
+def _may_grow(flags: int) -> bool:
+    return bool(flags & os.O_APPEND) and flags & os.O_ACCMODE == os.O_WRONLY
+
+
+def _is_gone(st: os.stat_result) -> bool:
+    """Say whether a deleted file has no other name; a directory never has."""
+    return not st.st_nlink or stat.S_ISDIR(st.st_mode)
+
+
+def _locate(link: str, st: os.stat_result, what: str, root: str, options: DumpOptions) -> str:
+    """Return the path of a file; it is shorter than link if it has been deleted there.
+
+    Raises Unsupported if a restore could not find this very file again.
+    """
+    try:
+        link.encode()
+    except UnicodeEncodeError:
+        raise Unsupported(f"{what}: the image can only hold names in UTF-8") from None
+    if _is_at(root.rstrip("/") + link, st):
+        return link
+    if not link.endswith(_DELETED):
+        raise Unsupported(
+            f"{what}: its path leads to another file, or nowhere",
+            hint="is something mounted over it, or is it in a mount namespace that is not dumped?",
+        )
+    if link.startswith("/proc/"):
+        raise Unsupported(f"{what}: the process is gone", hint="have the target close it")
+    if _is_gone(st):
+        remap.check_ghost(st, what, options.ghost_limit)
+    elif not options.link_remap:
+        raise Unsupported(
+            f"{what}: deleted here, but the file has other names",
+            hint="allow to give it one beside the old: --link-remap",
+        )
+    return link.removesuffix(_DELETED)
+
+
+def _is_at(path: str, st: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), st)
+    except OSError:
+        return False
+
+
+# --- restore
+
+
+def open_entry(entry: Any, make: Restore, flags: int) -> int:
+    """Open the file of a reg_file_entry with these flags, whatever the entry's own are.
+
+    Nothing is created or truncated. Raises ImageError if it is not the file that was dumped.
+    """
+    with located(entry, make) as handle:
+        if flags & os.O_PATH and (flags & os.O_NOFOLLOW or stat.S_ISLNK(entry.mode)):
+            return os.dup(handle)
+        # By the handle: what was checked is what is opened.
+        flags = flags & ~_NOT_TO_OPEN_WITH | os.O_NOCTTY | os.O_CLOEXEC
+        if not stat.S_ISDIR(os.fstat(handle).st_mode):
+            flags &= ~os.O_DIRECTORY
+        return os.open(f"/proc/self/fd/{handle}", flags & ~os.O_NOFOLLOW)
+
+
+@contextmanager
+def located(entry: Any, make: Restore) -> Iterator[int]:
+    """Give an O_PATH descriptor of an entry's file, which has been checked to be as it was."""
+    root = make.once("root", lambda: _open_root(make))
+    found = remap.remap_of(entry.id, make)
+    if found and found.remap_type == pb.REMAP_GHOST:
+        yield remap.ghost(found.remap_id, entry.name, root, make)
+        return
+    if found and found.remap_type == pb.REMAP_PROCFS:
+        raise ImageError(f"{entry.name}: of a process that was dead already: not restored here")
+    name = entry.name
+    if found and found.remap_type == pb.REMAP_LINKED:
+        name = make.entry(found.remap_id).reg.name
+        make.once(("linked", name), lambda: remap.vanish_linked(name, entry.name, root, make))
+    handle = _open_handle(entry, name, root)
+    try:
+        _verify(entry, name, os.fstat(handle))
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _open_root(make: Restore) -> int:
+    root = os.open(make.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    make.at_end(lambda ok: os.close(root))
+    return root
+
+
+def _open_handle(entry: Any, name: str, root: int) -> int:
+    try:
+        return files.openat2(root, name.lstrip("/") or ".", _HANDLE, files.RESOLVE_IN_ROOT)
+    except KernelError as error:
+        wanted = _TYPES.get(stat.S_IFMT(entry.mode), "a file")
+        raise ImageError(
+            f"{name}: expected {wanted}, found {os.strerror(error.errno or 0).lower()}",
+            hint="a restore needs the files that were open; bring it back",
+        ) from error
+
+
+def _verify(entry: Any, name: str, st: os.stat_result) -> None:
+    wanted, found = stat.S_IFMT(entry.mode), stat.S_IFMT(st.st_mode)
+    if entry.HasField("mode") and wanted != found:
+        raise ImageError(
+            f"{name}: expected {_TYPES.get(wanted, oct(wanted))}, found {_TYPES[found]}",
+            hint="the file is not the one that was dumped; bring that back",
+        )
+    if entry.HasField("size") and stat.S_ISREG(found) and entry.size != st.st_size:
+        raise ImageError(
+            f"{name}: expected {entry.size} bytes, found {st.st_size}",
+            hint="the file has changed since the dump; bring the old one back",
+        )
