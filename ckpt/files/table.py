@@ -155,7 +155,7 @@ def dump_file(kind: type[FileKind], file: OpenFile, out: Dump) -> None:
 class FileTable:
     """The files of one restored task: made here, then put in place over there.
 
-    fdinfo is what its fdinfo-ID.img holds. As a context manager it closes our copies.
+    fdinfo is what its fdinfo-ID.img holds.
     """
 
     def __init__(self, fdinfo: list[pb.fdinfo_entry], make: Restore) -> None:
@@ -165,10 +165,8 @@ class FileTable:
         self._local: dict[int, int] = {}
         make.make = self.local
 
-    def __enter__(self) -> "FileTable":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close our copies."""
         for fd in self._local.values():
             os.close(fd)
         self._local.clear()

@@ -10,6 +10,7 @@ if os.uname().machine != "x86_64":
 
 from ckpt.kernel.arch_x86_64 import (
     CS_64,
+    ERESTART_RESTARTBLOCK,
     NO_SYSCALL,
     NR,
     NT_XSTATE,
@@ -22,6 +23,7 @@ from ckpt.kernel.arch_x86_64 import (
 
 __all__ = [
     "CS_64",
+    "ERESTART_RESTARTBLOCK",
     "NO_SYSCALL",
     "NR",
     "NT_XSTATE",

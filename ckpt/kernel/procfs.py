@@ -12,7 +12,6 @@ the kernel refuses, and KernelError when the file is missing though the task is 
 These run while a target is frozen, hence whole-file reads and bytes; pathlib costs start-up time.
 Formats: proc(5) and the pages it leads to (proc_pid_stat(5), ...); fs/proc/array.c where named.
 """
-# ruff: noqa: PTH110, PTH115, PTH120, PTH208
 
 import errno
 import os

@@ -67,6 +67,15 @@ class Tracee:
         self.stopped = False
         check(lib.core_ptrace(_SEIZE, tid, 0, options), "PTRACE_SEIZE", pid=tid)
 
+    @classmethod
+    def born(cls, tid: int) -> "Tracee":
+        """Take a thread that a tracee with Options.CLONE has made: seized with it, and stopped."""
+        tracee = cls.__new__(cls)
+        tracee.tid = tid
+        tracee.stopped = False
+        tracee.wait()
+        return tracee
+
     def __enter__(self) -> "Tracee":
         return self
 

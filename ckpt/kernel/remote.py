@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from struct import Struct
 from types import TracebackType
 
-from ckpt.errors import CkptError, KernelError, TargetDied
+from ckpt.errors import CkptError, KernelError
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs, find_gadget, home
 from ckpt.kernel.ffi import check, ffi, lib, syscall
 from ckpt.kernel.ptrace import SYSCALL_STOP, Tracee
 
 _SHMGET, _SHMCTL = 29, 31
-_IPC_CREAT, _IPC_RMID, _IPC_SET, _SHM_EXEC = 0o1000, 0, 1, 0o100000
+_IPC_CREAT, _IPC_RMID, _IPC_SET, _SHM_EXEC, _SHM_NORESERVE = 0o1000, 0, 1, 0o100000, 0o10000
 _STUB_ROOM = 1024
 _MUST = 0x40
 
@@ -49,14 +49,23 @@ class Gadget:
 
 
 class Segment:
-    """Executable memory of `size` bytes that a stopped task can attach at address `base`."""
+    """Executable memory of `size` bytes that a stopped task can attach at address `base`.
 
-    def __init__(self, size: int, base: int, uid: int = 0, gid: int = 0) -> None:
+    uid and gid are those of a task that is to attach it. With inherited it is attached at base
+    here, so that a child of ours has it there.
+    """
+
+    def __init__(
+        self, size: int, base: int, *, uid: int = 0, gid: int = 0, inherited: bool = False
+    ) -> None:
+        size = -(-size // 4096) * 4096
         self.size, self.base = size, base
-        self.id = check(syscall(_SHMGET, 0, size, _IPC_CREAT | 0o700), "shmget")
+        self._next = _STUB_ROOM
+        flags = _IPC_CREAT | _SHM_NORESERVE | 0o700
+        self.id = check(syscall(_SHMGET, 0, size, flags), "shmget")
         try:
-            # Anywhere will do for us; a restored task inherits it, so there base says where.
-            at = check(syscall(NR.shmat, self.id, 0, _SHM_EXEC), "shmat")
+            # Anywhere will do for us, unless a restored task is to inherit it.
+            at = check(syscall(NR.shmat, self.id, base if inherited else 0, _SHM_EXEC), "shmat")
             self._own(uid, gid)
         finally:
             syscall(_SHMCTL, self.id, _IPC_RMID, 0)
@@ -72,10 +81,13 @@ class Segment:
         address = int(ffi.cast("uintptr_t", perm))
         check(syscall(_SHMCTL, self.id, _IPC_SET, address), "IPC_SET")
 
-    def slots(self, count: int) -> list["Slot"]:
-        """Share the room after the stub among count threads."""
-        room = (self.size - _STUB_ROOM) // count & ~63
-        return [Slot(self, _STUB_ROOM + i * room, room) for i in range(count)]
+    def slot(self, room: int) -> "Slot":
+        """Set aside the next room bytes for a thread."""
+        start = self._next
+        self._next += room + 63 & ~63
+        if self._next > self.size:
+            raise BatchFull(f"segment of {self.size} bytes: no room for {room} more")
+        return Slot(self, start, room)
 
     def close(self) -> None:
         """Detach it here; a task that has it keeps it."""
@@ -213,6 +225,10 @@ class Remote:
     def batch(self) -> Batch:
         """Begin a batch; the last one's results are gone once the new one is filled."""
         return Batch(self.slot)
+
+    def born(self) -> None:
+        """Take note that the thread was made with the segment in place, and is never to go back."""
+        self._away = True
 
     def infect(self, regs: Regs, sigmask: int, gadget: Gadget, batch: Batch) -> None:
         """Attach the segment by way of the task's own code and run a first batch.
@@ -359,19 +375,3 @@ def find_syscall(mem: int, ranges: Sequence[tuple[int, int]]) -> Gadget:
             if found := find_gadget(code):
                 return Gadget(at + found[0], found[1])
     raise KernelError(errno.ENOEXEC, "looking for a syscall instruction in the task's code")
-
-
-__all__ = [
-    "Argument",
-    "Batch",
-    "BatchFull",
-    "Buffer",
-    "Call",
-    "Gadget",
-    "Remote",
-    "Segment",
-    "Slot",
-    "TargetDied",
-    "find_syscall",
-    "quiet_signal",
-]

@@ -21,17 +21,17 @@ _FIELDS = (
 _AUXV_MAX = 64
 
 
-def ask(batch: Batch) -> Callable[[Stat, list[int], int], pb.mm_entry]:
+def ask(batch: Batch) -> Callable[[Stat, list[int]], pb.mm_entry]:
     """Add the calls for what /proc does not show (the exact brk).
 
-    Returns what makes the record from stat, auxv and the id of the executable.
+    Returns what makes the record from stat and auxv; the mappings and exe_file_id are to be added.
     """
     brk = batch.call(NR.brk, 0)
     dumpable = batch.call(NR.prctl, PR_GET_DUMPABLE)
     no_thp = batch.call(NR.prctl, _PR_GET_THP_DISABLE, 0, 0, 0, 0)
 
-    def answer(stat: Stat, auxv: list[int], exe_id: int) -> pb.mm_entry:
-        entry = pb.mm_entry(mm_brk=brk.ret, exe_file_id=exe_id, mm_saved_auxv=auxv)
+    def answer(stat: Stat, auxv: list[int]) -> pb.mm_entry:
+        entry = pb.mm_entry(mm_brk=brk.ret, mm_saved_auxv=auxv)
         for field in _FIELDS:
             if field != "brk":
                 setattr(entry, f"mm_{field}", getattr(stat, field))

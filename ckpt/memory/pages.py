@@ -33,26 +33,23 @@ class Counts:
     written: int = 0
 
 
-def dumped(pagemap: int, entry: pb.vma_entry) -> list[Region]:
-    """Return the runs of a mapping whose pages belong in the image.
+def dumped(pagemap: int, entry: pb.vma_entry) -> tuple[list[Region], list[pb.vma_entry]]:
+    """Return the runs of a mapping whose pages belong in the image, and its guard pages' records.
 
-    Anonymous memory: all but the zero page and guards. Private file mappings: what was written,
-    which is what is no longer the file's.
+    Anonymous memory: all but the zero page. Private file mappings: what was written, which is
+    what is no longer the file's.
     """
     if not (is_private(entry) or entry.status & Status.VDSO):
-        return []
-    none_of = Page.PFNZERO | Page.GUARD
+        return [], []
+    none_of = Page.PFNZERO
     if entry.status & Status.FILE_PRIVATE:
         none_of |= Page.FILE
-    wanted = Page.PRESENT | Page.SWAPPED
-    found = scan(pagemap, entry.start, entry.end, any_of=wanted, none_of=none_of)
-    return [Region(run.start, run.end, run.categories) for run in found]
-
-
-def guards(pagemap: int, entry: pb.vma_entry) -> list[pb.vma_entry]:
-    """Return the guard pages inside a mapping, as records of their own."""
-    runs = scan(pagemap, entry.start, entry.end, any_of=Page.GUARD, tell=Page.GUARD)
-    return [guard(run.start, run.end) for run in runs]
+    wanted = Page.PRESENT | Page.SWAPPED | Page.GUARD
+    found = list(
+        scan(pagemap, entry.start, entry.end, any_of=wanted, none_of=none_of, tell=Page.GUARD)
+    )
+    guards = [guard(run.start, run.end) for run in found if run.categories & Page.GUARD]
+    return [run for run in found if not run.categories & Page.GUARD], guards
 
 
 def flags_of(entry: pb.vma_entry) -> int:

@@ -29,17 +29,23 @@ _PARTS = (
 _NAMED = 0b11 | sum(1 << number for _, number, _ in _PARTS)
 
 
-def dump(regs: Regs, xstate: bytes, clear_tid: int) -> pb.thread_info_x86:
-    """Return the record of a thread; clear_tid is its set_tid_address(2).
+MACHINE = pb.core_entry.X86_64
+
+
+def dump(regs: Regs, xstate: bytes, clear_tid: int, core: pb.core_entry) -> None:
+    """Fill in the registers of a thread's record; clear_tid is its set_tid_address(2).
 
     Raises Unsupported for a 32-bit thread.
     """
     if regs.cs != CS_64:
         raise Unsupported("32-bit code: not supported", hint="only 64-bit programs can be dumped")
-    return pb.thread_info_x86(
-        clear_tid_addr=clear_tid,
-        gpregs=pb.user_x86_regs_entry(**regs._asdict(), mode=pb.REGS_NATIVE),
-        fpregs=_fpregs(xstate),
+    core.mtype = MACHINE
+    core.thread_info.CopyFrom(
+        pb.thread_info_x86(
+            clear_tid_addr=clear_tid,
+            gpregs=pb.user_x86_regs_entry(**regs._asdict(), mode=pb.REGS_NATIVE),
+            fpregs=_fpregs(xstate),
+        )
     )
 
 
@@ -59,20 +65,26 @@ def _fpregs(xstate: bytes) -> pb.user_x86_fpregs_entry:
     return entry
 
 
-def registers(info: pb.thread_info_x86) -> Regs:
+def registers(core: pb.core_entry) -> Regs:
     """Return the general registers of a record; raises ImageError for 32-bit ones."""
-    entry = info.gpregs
+    entry = core.thread_info.gpregs
     if entry.mode != pb.REGS_NATIVE or entry.cs != CS_64:
         raise ImageError("core: the image is of a 32-bit task, which is not restored here")
     return Regs(*(getattr(entry, field) for field in Regs._fields))
 
 
-def xstate(info: pb.thread_info_x86, size: int) -> bytes:
+def clear_tid(core: pb.core_entry) -> int:
+    """Return the set_tid_address(2) of a record."""
+    return core.thread_info.clear_tid_addr
+
+
+def xstate(core: pb.core_entry, size: int) -> bytes:
     """Return the XSAVE area of a record, size bytes as this CPU has it.
 
     Raises ImageError if the record needs a component that this CPU lacks.
     """
-    entry, xsave = info.fpregs, info.fpregs.xsave
+    entry = core.thread_info.fpregs
+    xsave = entry.xsave
     area = bytearray(size)
     if len(xsave.area) == size:
         area[:] = xsave.area

@@ -17,7 +17,7 @@ while it sleeps: it is the time at which it last ran.
 import errno
 
 from ckpt.kernel import procfs
-from ckpt.kernel.arch import NR, Regs, again
+from ckpt.kernel.arch import ERESTART_RESTARTBLOCK, NO_SYSCALL, NR, Regs, again, home
 from ckpt.kernel.ptrace import Tracee
 
 _NEVER_RESTARTED = {
@@ -53,3 +53,14 @@ def resumed(tracee: Tracee, sigmask: int) -> Regs:
     regs = again(regs, regs.orig_ax)
     tracee.set_regs(regs)
     return regs
+
+
+def image_regs(regs: Regs) -> Regs:
+    """Return the registers as an image has them: ready to run, the interrupted call's number kept.
+
+    A call with a restart block is told by EINTR, as CRIU does and expects; ours goes on better
+    where the thread's record has `sleep_left`.
+    """
+    if regs.syscall is not None and -regs.result == ERESTART_RESTARTBLOCK:
+        return regs._replace(ax=-errno.EINTR & NO_SYSCALL)
+    return home(regs)._replace(orig_ax=regs.orig_ax)

@@ -15,7 +15,7 @@ from ckpt.kernel.ffi import check, ffi, syscall
 from ckpt.kernel.remote import Batch, Call
 
 PR_SET_TIMERSLACK, PR_GET_TIMERSLACK = 29, 30
-_WHO_PROCESS = 1
+_WHO_PROCESS, _SCHED_DEADLINE = 1, 6
 _ATTR = Struct("<IIQiIQQQII")  # struct sched_attr, SCHED_ATTR_SIZE_VER1
 
 
@@ -30,12 +30,12 @@ def dump(tid: int, slack: int, entry: pb.thread_core_entry) -> None:
     address = int(ffi.cast("uintptr_t", buffer))
     check(syscall(NR.sched_getattr, tid, address, _ATTR.size, 0), "sched_getattr", pid=tid)
     attr = bytes(ffi.buffer(buffer))
-    _, policy, flags, nice, priority, runtime, *_ = _ATTR.unpack(attr)
+    _, policy, flags, nice, priority, *_ = _ATTR.unpack(attr)
     entry.sched_policy = policy
     entry.sched_nice = nice
     if priority:
         entry.sched_prio = priority
-    if flags or runtime:
+    if flags or policy == _SCHED_DEADLINE:
         entry.sched_attr = attr
     entry.timer_slack = slack
     entry.affinity = _mask(os.sched_getaffinity(tid))

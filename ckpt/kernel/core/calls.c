@@ -104,7 +104,8 @@ int64_t core_pagemap_scan(int32_t fd, uint64_t start, uint64_t end, uint64_t fla
 	return got;
 }
 
-int64_t core_clone_paused(uint64_t flags, const int32_t *set_tid, size_t n)
+int64_t core_clone_paused(uint64_t flags, const int32_t *set_tid, size_t n,
+			  const int32_t lifeline[2])
 {
 	struct clone_args args = {
 		.flags = flags,
@@ -115,8 +116,14 @@ int64_t core_clone_paused(uint64_t flags, const int32_t *set_tid, size_t n)
 	};
 	long pid = syscall(SYS_clone3, &args, sizeof(args));
 
-	if (pid == 0)
+	if (pid == 0) {
+		char byte;
+
+		syscall(SYS_close, lifeline[1]);
+		while (syscall(SYS_read, lifeline[0], &byte, 1UL) < 0)
+			;
 		for (;;)
-			syscall(SYS_pause);
+			syscall(SYS_exit_group, 1);
+	}
 	return result(pid);
 }

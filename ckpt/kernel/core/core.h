@@ -54,9 +54,11 @@ int64_t core_pagemap_scan(int32_t fd, uint64_t start, uint64_t end, uint64_t fla
 
 /*
  * A child of ours, forked by clone3(2) with the pids of set_tid (innermost namespace first), that
- * only waits, in a loop of pause(2), to be seized. flags are clone3's. Returns its pid.
+ * only waits to be seized. flags are clone3's. It waits on lifeline[0], of a pipe whose other end
+ * only we have: if we die before we have seized it, it ends. Returns its pid.
  */
-int64_t core_clone_paused(uint64_t flags, const int32_t *set_tid, size_t n);
+int64_t core_clone_paused(uint64_t flags, const int32_t *set_tid, size_t n,
+			  const int32_t lifeline[2]);
 
 /* The cpuid instruction: eax, ebx, ecx, edx (cpu_x86_64.c). */
 int64_t core_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t regs[4]);

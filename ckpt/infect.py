@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a process has to be asked itself: written out before the freeze, answered in one round.
+
+A question is a few system calls in a batch and a function that reads their results, later, when
+the process runs again. Every thread answers at the same time as the others.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from ckpt.freeze import Frozen, FrozenThread
+from ckpt.image import pb
+from ckpt.kernel import maps, procfs
+from ckpt.kernel.procfs import PosixTimer, Stat
+from ckpt.kernel.ptrace import Tracee
+from ckpt.kernel.remote import Batch, Gadget, Remote, Segment, Slot, find_syscall, quiet_signal
+from ckpt.memory import mm
+from ckpt.memory.layout import hole
+from ckpt.task import process, thread
+
+_LEADER_ROOM, _TIMER_ROOM, _THREAD_ROOM, _SPARE_THREADS = 16 << 10, 512, 2 << 10, 16
+
+ThreadAnswer = Callable[[Tracee], tuple[pb.thread_core_entry, int]]
+
+
+@dataclass(slots=True)
+class _ThreadQuestions:
+    slot: Slot
+    batch: Batch
+    thread: ThreadAnswer
+
+
+class Questions:
+    """The questions to a process, and after `ask` the answers; a context manager.
+
+    Built while the process runs. If it changed since (a thread more, another timer), `ask`
+    builds anew what that touches.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        status = procfs.status(pid)
+        self._timers = procfs.timers(pid)
+        tids = procfs.threads(pid)
+        mappings = maps.maps(pid)
+        self._gadget = _gadget(pid, mappings)
+        threads = (len(tids) + _SPARE_THREADS) * _THREAD_ROOM
+        size = 4096 + _LEADER_ROOM + 2 * _TIMER_ROOM * len(self._timers) + threads
+        busy = [(entry.start, entry.end) for entry in mappings]
+        self._base = hole(size, busy)
+        self._segment = Segment(size, self._base, uid=status.uids[1], gid=status.gids[1])
+        self._threads: dict[int, _ThreadQuestions] = {}
+        self._build_leader(self._timers)
+        for tid in tids:
+            self._of_thread(tid)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._segment.close()
+
+    def _build_leader(self, timers: list[PosixTimer]) -> None:
+        slot = self._segment.slot(_LEADER_ROOM + _TIMER_ROOM * len(timers))
+        batch = Batch(slot)
+        self.process = process.ask(timers, batch)
+        self.mm: Callable[[Stat, list[int]], pb.mm_entry] = mm.ask(batch)
+        self._threads[self.pid] = _ThreadQuestions(slot, batch, thread.ask(batch))
+
+    def _of_thread(self, tid: int) -> _ThreadQuestions:
+        if tid not in self._threads:
+            slot = self._segment.slot(_THREAD_ROOM)
+            batch = Batch(slot)
+            self._threads[tid] = _ThreadQuestions(slot, batch, thread.ask(batch))
+        return self._threads[tid]
+
+    def thread(self, tracee: Tracee) -> tuple[pb.thread_core_entry, int]:
+        """Return the record of a thread, and its clear_tid address; it need not be stopped."""
+        return self._threads[tracee.tid].thread(tracee)
+
+    def ask(self, frozen: Frozen) -> None:
+        """Have all threads of the frozen process answer; they are as they were when it returns."""
+        timers = procfs.timers(self.pid)
+        if timers != self._timers:
+            self._build_leader(timers)
+        remotes = [self._remote(one) for one in frozen.threads]
+        leader, others = remotes[0], remotes[1:]
+        batch = self._threads[self.pid].batch
+        leader.infect(frozen.leader.regs, frozen.leader.sigmask, self._gadget, batch)
+        try:
+            for remote, one in zip(others, frozen.threads[1:], strict=True):
+                remote.start(one.regs, one.sigmask, self._threads[one.tid].batch)
+            for remote, one in zip(others, frozen.threads[1:], strict=True):
+                remote.finish(self._threads[one.tid].batch)
+        finally:
+            for remote, one in zip(others, frozen.threads[1:], strict=True):
+                remote.go_home(one.regs, one.sigmask)
+            leader.cure(frozen.leader.regs, frozen.leader.sigmask, self._gadget)
+
+    def _remote(self, one: FrozenThread) -> Remote:
+        status = procfs.status(one.tid)
+        signo = quiet_signal(status.sig_cgt, status.sig_pnd | status.shd_pnd)
+        return Remote(one.tracee, self.pid, self._of_thread(one.tid).slot, signo=signo)
+
+
+def _gadget(pid: int, mappings: list[maps.MapsEntry]) -> Gadget:
+    """Find a system call instruction; in the vDSO, if there is one, else in any code."""
+    code = [entry for entry in mappings if entry.prot & 4 and entry.path != "[vsyscall]"]
+    code.sort(key=lambda entry: entry.path != "[vdso]")
+    mem = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return find_syscall(mem, [(entry.start, entry.end) for entry in code])
+    finally:
+        os.close(mem)

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A task in the making: from an empty fork of ours to what its image says, step by step.
+
+It never runs code of ours but the stub: each step is a batch of its own system calls, made while
+it is stopped. Until `run` it is traced with PTRACE_O_EXITKILL, and dies with us.
+"""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from ckpt.errors import CkptError, KernelError, OptionsError, PidTaken
+from ckpt.image.pages import PageReader, PageRun
+from ckpt.kernel import maps, procfs
+from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
+from ckpt.kernel.ffi import ffi, lib
+from ckpt.kernel.ptrace import WALL, Options, Tracee
+from ckpt.kernel.remote import Batch, Gadget, Remote, Segment, find_syscall, quiet_signal
+from ckpt.memory import layout, mm, vdso, vmas
+from ckpt.memory.pages import Filler
+from ckpt.memory.vmas import KERNELS_OWN, Status
+from ckpt.options import RestoreOptions
+from ckpt.saved import Files, Saved
+from ckpt.task import process, regs, sched, thread, timers
+
+_CLONE_PARENT = 0x8000
+_CLONE_THREAD = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000  # VM FS FILES SIGHAND ... SYSVSEM
+_LEADER_ROOM, _ROOM_EACH, _THREAD_ROOM = 1 << 20, 1 << 10, 16 << 10
+
+
+class Task:
+    """The task; leaving the `with` block before `run` kills it."""
+
+    def __init__(self, saved: Saved, options: RestoreOptions) -> None:
+        self.saved, self.options = saved, options
+        self.forking_ns = self.pages = 0
+        self._tracees: dict[int, Tracee] = {}
+        self._remotes: dict[int, Remote] = {}
+        self._regs: Regs
+        self._gadget: Gadget
+        self._segment: Segment
+        self._started = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._started and self._tracees:
+            self._kill()
+
+    def _kill(self) -> None:
+        pid = self.saved.pid
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        for tid in sorted(self._tracees, key=lambda tid: tid == pid):
+            with suppress(ChildProcessError):
+                while os.WIFSTOPPED(os.waitpid(tid, WALL)[1]):
+                    pass
+
+    @property
+    def _leader(self) -> Remote:
+        return self._remotes[self.saved.pid]
+
+    def _batch(self) -> Batch:
+        return self._leader.batch()
+
+    def _run(self, batch: Batch) -> None:
+        self._leader.run(batch, self._regs, 0)
+
+    # --- the steps
+
+    def begin(self) -> None:
+        """Fork it, stop it, and empty its memory of all but the vDSO, put in its place."""
+        saved = self.saved
+        ours = maps.maps("self")
+        group = vdso.ours(ours)
+        wanted = vdso.wanted(saved.vmas)
+        place = vdso.moved(group, wanted) if group and wanted else None
+        busy = [(entry.start, entry.end) for entry in ours]
+        busy += [(entry.start, entry.end) for entry in saved.vmas]
+        self._make_segment(busy)
+        self._fork()
+        kept = [(self._segment.base, self._segment.base + self._segment.size)]
+        if group and place:
+            kept.append(group.range)
+        batch = self._batch()
+        if rseq := self._tracees[saved.pid].rseq():
+            thread.forget_rseq(rseq, batch)
+        self._join_session(batch)
+        for start, end in layout.gaps(kept):
+            batch.call(NR.munmap, start, end - start, must=True)
+        if group and place:
+            vdso.move(group, place, [*busy, *kept], batch)
+        self._run(batch)
+        self._find_gadget(place)
+
+    def _make_segment(self, busy: list[layout.Range]) -> None:
+        saved = self.saved
+        items = len(saved.vmas) + len(saved.fdinfo) + len(saved.leader.tc.timers.posix)
+        leader_room = _LEADER_ROOM + items * _ROOM_EACH
+        size = leader_room + (len(saved.tids) + 1) * _THREAD_ROOM
+        self._segment = Segment(size, layout.hole(size, busy), inherited=True)
+        self._leader_slot = self._segment.slot(leader_room)
+
+    def _fork(self) -> None:
+        pid, since = self.saved.pid, time.monotonic_ns()
+        flags = _CLONE_PARENT if self.options.sibling else 0
+        lifeline = os.pipe2(os.O_CLOEXEC)
+        try:
+            ret = lib.core_clone_paused(flags, ffi.new("int32_t[]", [pid]), 1, lifeline)
+            if ret < 0:
+                raise _clone_error(-ret, pid)
+            options = Options.SYSGOOD | Options.CLONE | Options.EXITKILL
+            tracee = self._tracees[pid] = Tracee(pid, options)
+            tracee.interrupt()
+            tracee.wait()
+        finally:
+            os.close(lifeline[1])
+            os.close(lifeline[0])
+        self._regs = tracee.regs()._replace(orig_ax=NO_SYSCALL)
+        self._remotes[pid] = Remote(tracee, pid, self._leader_slot, signo=quiet_signal(0, 0))
+        self.forking_ns = time.monotonic_ns() - since
+
+    def _join_session(self, batch: Batch) -> None:
+        """A session or group that it led it leads again; else it is in ours."""
+        tree, pid = self.saved.tree, self.saved.pid
+        if tree.sid == pid:
+            batch.call(NR.setsid, must=True)
+            return
+        if not self.options.shell_job:
+            raise OptionsError(
+                f"pid {pid} was in session {tree.sid}, whose leader is not in the image",
+                hint="--shell-job puts it into this session",
+            )
+        if tree.pgid == pid:
+            batch.call(NR.setpgid, 0, 0, must=True)
+
+    def _find_gadget(self, place: vdso.Group | None) -> None:
+        """Find, in what the task will keep, the instruction that takes the stub away."""
+        code = [(entry.start, entry.end) for entry in self.saved.vmas if entry.prot & 4]
+        if place:
+            code.insert(0, (place.code.start, place.code.end))
+        self._code = code
+
+    def map(self, files: Files, reader: PageReader) -> None:
+        """Make all mappings and fill them."""
+        batch = self._batch()
+        for entry in self.saved.vmas:
+            if not entry.status & (KERNELS_OWN | Status.GUARD):
+                vmas.map_in(entry, files.mapped(entry), batch)
+        self._run(batch)
+        self._fill(reader)
+        batch = self._batch()
+        for entry in self.saved.vmas:
+            if not entry.status & KERNELS_OWN:
+                vmas.finish(entry, batch)
+        self._run(batch)
+
+    def _fill(self, reader: PageReader) -> None:
+        runs = self._within(reader)
+        filler = Filler(reader)
+        while runs:
+            batch = self._batch()
+            taken = filler.ask(runs, batch)
+            self._run(batch)
+            self.pages += filler.check()
+            runs = runs[taken:]
+
+    def _within(self, reader: PageReader) -> list[PageRun]:
+        """Return the saved runs, cut to the private mappings; a vDSO's pages are not needed."""
+        found: list[PageRun] = []
+        runs = iter(reader)
+        run = next(runs, None)
+        for entry in self.saved.vmas:
+            while run and run.end <= entry.start:
+                run = next(runs, None)
+            while run and run.vaddr < entry.end:
+                if vmas.is_private(entry):
+                    found.append(run.part(entry.start, entry.end))
+                if run.end > entry.end:
+                    break
+                run = next(runs, None)
+        return found
+
+    def open(self, files: Files) -> None:
+        """Put all descriptors in their places and connect what hangs on numbers."""
+        batch = self._batch()
+        files.table.place(batch)
+        self._run(batch)
+        batch = self._batch()
+        files.table.connect(batch)
+        self._run(batch)
+
+    def become(self, files: Files) -> None:
+        """Take on what the whole process shares, and close what is ours."""
+        saved = self.saved
+        batch = self._batch()
+        mm.restore(saved.mm, files.exe, batch)
+        process.restore(saved.leader.tc, batch)
+        files.restore_fs(saved.fs, batch)
+        files.table.close_rest(batch)
+        process.restore_limits(saved.leader.tc, saved.pid, batch)
+        self._run(batch)
+        process.restore_outside(saved.leader.tc, saved.pid)
+
+    def make_threads(self) -> None:
+        """Make the other threads, stopped before their first instruction."""
+        others = [tid for tid in self.saved.tids if tid != self.saved.pid]
+        batch = self._batch()
+        for tid in others:
+            pid = batch.data(tid.to_bytes(4, "little"))
+            # struct clone_args: flags pidfd child_tid parent_tid exit_signal stack stack_size
+            # tls set_tid set_tid_size cgroup
+            words = [_CLONE_THREAD, 0, 0, 0, 0, 0, 0, 0, pid.address, 1, 0]
+            args = batch.data(b"".join(word.to_bytes(8, "little") for word in words))
+            batch.call(NR.clone3, args, 88, must=True)
+        try:
+            self._run(batch)
+        except KernelError as error:
+            raise _clone_error(error.errno or 0, others[-1]) from error
+        for tid in others:
+            tracee = self._tracees[tid] = Tracee.born(tid)
+            slot = self._segment.slot(_THREAD_ROOM)
+            self._remotes[tid] = Remote(tracee, self.saved.pid, slot, signo=self._leader.signo)
+
+    def finish(self) -> None:
+        """Make every thread what it was; last of all what would go off, or what others see."""
+        saved, ours = self.saved, procfs.status("self")
+        for tid, remote in self._remotes.items():
+            core = saved.cores[tid]
+            batch = remote.batch()
+            thread.restore(core.thread_core, regs.clear_tid(core), ours, batch)
+            remote.run(batch, self._regs, 0)
+            sched.restore(tid, core.thread_core)
+        batch = self._batch()
+        mm.restore_dumpable(saved.mm, batch)
+        task_timers = saved.leader.tc.timers
+        timers.create(task_timers, batch, restore_ids=True)
+        saved.restore_pending(batch)
+        timers.arm(task_timers, batch)
+        self._run(batch)
+
+    def run(self) -> None:
+        """Give all threads their registers, take the stub away and let them go."""
+        pid = self.saved.pid
+        for tid, remote in self._remotes.items():
+            core = self.saved.cores[tid]
+            wanted = regs.registers(core)._replace(orig_ax=NO_SYSCALL)
+            size = len(remote.tracee.xstate())
+            remote.tracee.set_xstate(regs.xstate(core, size))
+            if tid == pid:
+                mem = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    gadget = find_syscall(mem, self._code)
+                finally:
+                    os.close(mem)
+                remote.cure(wanted, self.saved.sigmask(tid), gadget)
+            else:
+                remote.go_home(wanted, self.saved.sigmask(tid))
+        self._segment.close()
+        self._started = True
+        for tracee in self._tracees.values():
+            tracee.detach()
+
+
+def _clone_error(number: int, pid: int) -> CkptError:
+    if number == 17:
+        return PidTaken(
+            f"pid {pid} is taken",
+            hint="end that process first, or restore in a pid namespace of its own",
+        )
+    return KernelError(number, "clone3", pid=pid)

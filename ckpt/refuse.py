@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refuse a target that cannot be dumped, by name and reason, while it still runs untouched."""
+
+import os
+
+from ckpt.errors import KernelError, NoSuchTask, NotPermitted, OptionsError, Unsupported
+from ckpt.files import table
+from ckpt.kernel import maps, procfs
+from ckpt.kernel.procfs import Stat, Status
+from ckpt.memory import vmas
+from ckpt.options import DumpOptions
+
+_PF_KTHREAD = 0x0020_0000
+_ELF64 = b"\x7fELF\x02"
+_SYS_PTRACE, _SYS_ADMIN = 1 << 19, 1 << 21
+
+
+def check(pid: int, pidfd: int, options: DumpOptions) -> None:
+    """Raise what is wrong with the target: a subclass of CkptError, most often Unsupported."""
+    status, stat = procfs.status(pid), procfs.stat(pid)
+    _check_identity(pid, status, stat)
+    _check_rights(pid)
+    _check_program(pid)
+    _check_alone(pid, status)
+    _check_session(pid, stat, options)
+    for mapping in maps.smaps(pid):
+        vmas.check(pid, mapping)
+    table.check(pid, pidfd, options)
+
+
+def _check_identity(pid: int, status: Status, stat: Stat) -> None:
+    if status.tgid != pid:
+        raise OptionsError(f"pid {pid} is a thread", hint=f"dump its process, {status.tgid}")
+    if status.kthread or stat.flags & _PF_KTHREAD:
+        raise Unsupported(f"pid {pid} ({stat.comm}) is a kernel thread")
+    if stat.state in "ZX":
+        raise Unsupported(
+            f"pid {pid} ({stat.comm}) is a zombie: there is nothing left to dump",
+            hint=f"its parent, {stat.ppid}, has not waited for it",
+        )
+    if pid in _ancestors():
+        raise OptionsError(
+            f"pid {pid} is ckpt itself or an ancestor of it: stopping it would stop us",
+            hint="run ckpt from somewhere else",
+        )
+    if status.tracer_pid:
+        raise NotPermitted(
+            1,
+            f"pid {pid} is traced by pid {status.tracer_pid}",
+            hint="a task has one tracer: detach the debugger first",
+        )
+
+
+def _ancestors() -> set[int]:
+    found, pid = set(), os.getpid()
+    while pid:
+        found.add(pid)
+        pid = procfs.stat(pid).ppid
+    return found
+
+
+def _check_rights(pid: int) -> None:
+    capabilities = procfs.status("self").cap_eff
+    if not capabilities & _SYS_PTRACE or not capabilities & _SYS_ADMIN:
+        raise NotPermitted(
+            1, f"dump of pid {pid}", hint="run as root: it takes CAP_SYS_PTRACE and CAP_SYS_ADMIN"
+        )
+
+
+def _check_program(pid: int) -> None:
+    try:
+        exe = os.open(f"/proc/{pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NoSuchTask(f"pid {pid}: it has ended") from None
+    except OSError as error:
+        raise KernelError(error.errno or 0, f"opening /proc/{pid}/exe") from error
+    try:
+        head = os.pread(exe, len(_ELF64), 0)
+    finally:
+        os.close(exe)
+    if head != _ELF64:
+        raise Unsupported(
+            f"pid {pid} runs a 32-bit program: not supported",
+            hint="only 64-bit programs can be dumped",
+        )
+
+
+def _check_alone(pid: int, status: Status) -> None:
+    children = procfs.children(pid)
+    if children:
+        raise Unsupported(
+            f"pid {pid} has children ({', '.join(map(str, children[:5]))}): not supported yet",
+            hint="dump a process without children",
+        )
+    if status.seccomp:
+        raise Unsupported(f"pid {pid} has a seccomp filter: not supported yet")
+    ours, its = procfs.namespaces("self"), procfs.namespaces(pid)
+    for kind in its:
+        if its[kind] != ours.get(kind):
+            raise Unsupported(
+                f"pid {pid} is in another {kind} namespace: not supported yet",
+                hint=f"run ckpt inside it: nsenter --target {pid} --{kind}",
+            )
+
+
+def _check_session(pid: int, stat: Stat, options: DumpOptions) -> None:
+    """A session that goes on without the target cannot be made again around it."""
+    if stat.session != pid and not options.shell_job:
+        raise Unsupported(
+            f"pid {pid} is in session {stat.session}, whose leader is not dumped with it",
+            hint="--shell-job leaves it to the session that restore is called from",
+        )

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image of one process as a restore needs it: read, checked, its files made."""
+
+import os
+from dataclasses import dataclass
+from functools import partial
+
+from ckpt.errors import ImageError
+from ckpt.files import regfile
+from ckpt.files.kind import Restore
+from ckpt.files.table import FileTable
+from ckpt.image import pb
+from ckpt.image.directory import ImageDir
+from ckpt.kernel.arch import NR
+from ckpt.kernel.remote import Batch
+from ckpt.memory import shmem, vmas
+from ckpt.memory.vmas import FILE_BACKED, Status
+from ckpt.options import RestoreOptions
+from ckpt.task import regs, signals
+
+
+@dataclass(slots=True)
+class Saved:
+    """The records of a process."""
+
+    pid: int
+    tids: list[int]
+    tree: pb.pstree_entry
+    cores: dict[int, pb.core_entry]
+    mm: pb.mm_entry
+    vmas: list[pb.vma_entry]
+    fs: pb.fs_entry
+    fdinfo: list[pb.fdinfo_entry]
+
+    @property
+    def leader(self) -> pb.core_entry:
+        """The record of the first thread, which has what all share."""
+        return self.cores[self.pid]
+
+    def sigmask(self, tid: int) -> int:
+        """Return the blocked signals of a thread."""
+        core = self.cores[tid]
+        return core.tc.blk_sigset if tid == self.pid else core.thread_core.blk_sigset
+
+    def restore_pending(self, batch: Batch) -> None:
+        """Add the calls that make signals pending again: the process's, then each thread's."""
+        signals.restore(self.leader.tc.signals_s, self.pid, None, batch)
+        for tid, core in self.cores.items():
+            signals.restore(core.thread_core.signals_p, self.pid, tid, batch)
+
+
+def read(image: ImageDir) -> Saved:
+    """Read and check the records of the one process of an image."""
+    trees = [tree for tree, _ in image.records("pstree")]
+    if len(trees) != 1:
+        raise ImageError(f"pstree.img: {len(trees)} processes; trees are not restored yet")
+    tree = trees[0]
+    pid, tids = tree.pid, list(tree.threads)
+    if pid not in tids or not all(0 < tid < 1 << 22 for tid in tids):
+        raise ImageError(f"pstree.img: pid {pid} with threads {tids[:8]}")
+    cores = {tid: image.read("core", tid) for tid in tids}
+    for tid, core in cores.items():
+        _check_core(core, tid, leader=tid == pid)
+    mm = image.read("mm", pid)
+    ids = image.read("ids", pid)
+    fdinfo = [entry for entry, _ in image.records("fdinfo", ids.files_id)]
+    mappings = vmas.checked(mm.vmas or (vma for vma, _ in image.records("vmas", pid)))
+    return Saved(pid, tids, tree, cores, mm, mappings, image.read("fs", pid), fdinfo)
+
+
+def _check_core(core: pb.core_entry, tid: int, *, leader: bool) -> None:
+    if core.mtype != regs.MACHINE:
+        name = pb.core_entry.march.Name(core.mtype)
+        raise ImageError(f"core-{tid}.img: of another architecture, {name}")
+    if not core.HasField("thread_core") or (leader and not core.HasField("tc")):
+        raise ImageError(f"core-{tid}.img: incomplete")
+
+
+class Files:
+    """Every file that a process of the image needs, as descriptors of ours that it inherits."""
+
+    def __init__(self, image: ImageDir, saved: Saved, options: RestoreOptions) -> None:
+        entries = {entry.id: entry for entry, _ in image.records("files")}
+        self._make = Restore(image, options, entries, partial(shmem.load, image))
+        self.table = FileTable(saved.fdinfo, self._make)
+        self._mapped: dict[tuple[int, int], int] = {}
+        self._paths: list[int] = []
+        self._closed = False
+        try:
+            self.table.create()
+            self.exe = self._path(saved.mm.exe_file_id, os.O_RDONLY)
+            self.cwd = self._path(saved.fs.cwd_id, os.O_PATH)
+            self.root = self._path(saved.fs.root_id, os.O_PATH)
+            for entry in saved.vmas:
+                self.mapped(entry)
+        except BaseException:
+            self.close(ok=False)
+            raise
+
+    def __enter__(self) -> "Files":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close(ok=False)
+
+    def _path(self, file_id: int, flags: int) -> int:
+        entry = self._make.entry(file_id)
+        fd = self.table.raise_fd(regfile.open_entry(entry.reg, self._make, flags))
+        self._paths.append(fd)
+        return fd
+
+    def mapped(self, entry: pb.vma_entry) -> int:
+        """Return the descriptor to map; -1 for anonymous memory."""
+        if not entry.status & FILE_BACKED:
+            return -1
+        key = (entry.shmid, entry.fdflags)
+        if key not in self._mapped:
+            self._mapped[key] = self._open_mapped(entry)
+        return self._mapped[key]
+
+    def _open_mapped(self, entry: pb.vma_entry) -> int:
+        if entry.status & Status.MEMFD:
+            return self.table.local(entry.shmid)
+        return self._path(entry.shmid, entry.fdflags)
+
+    def restore_fs(self, fs: pb.fs_entry, batch: Batch) -> None:
+        """Add the calls that set root, working directory and umask."""
+        if self._make.entry(fs.root_id).reg.name != "/":
+            batch.call(NR.fchdir, self.root, must=True)
+            batch.call(NR.chroot, batch.data(b".\0"), must=True)
+        batch.call(NR.fchdir, self.cwd, must=True)
+        batch.call(NR.umask, fs.umask, must=True)
+
+    def close(self, *, ok: bool) -> None:
+        """Close our copies; with ok, ghosts and links have served their purpose."""
+        if self._closed:
+            return
+        self._closed = True
+        self._make.close(ok=ok)
+        for fd in self._paths:
+            os.close(fd)
+        self.table.close()

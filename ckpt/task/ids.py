@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ids of the kernel objects that tasks have or share, and the inventory that names the first.
+
+An id stands for an object within one image: tasks with equal ids share it. Those of the root's
+namespaces are in the inventory; a task whose namespaces have the same ids has them from us.
+"""
+
+import uuid
+
+from ckpt.image import pb
+from ckpt.image.directory import VERSION
+
+_NAMESPACES = {
+    "pid_ns_id": 1,
+    "net_ns_id": 2,
+    "ipc_ns_id": 3,
+    "uts_ns_id": 4,
+    "time_ns_id": 5,
+    "mnt_ns_id": 6,
+    "user_ns_id": 7,
+    "cgroup_ns_id": 8,
+}
+FILES_ID = 2
+"""The id of the one descriptor table: fdinfo-2.img."""
+
+
+def task_ids() -> pb.task_kobj_ids_entry:
+    """Return the ids of a task that shares nothing and has our namespaces."""
+    return pb.task_kobj_ids_entry(vm_id=2, files_id=FILES_ID, fs_id=2, sighand_id=2, **_NAMESPACES)
+
+
+def inventory() -> pb.inventory_entry:
+    """Return what makes an image of the directory it is written to, last."""
+    root = pb.task_kobj_ids_entry(vm_id=1, files_id=1, fs_id=1, sighand_id=1, **_NAMESPACES)
+    return pb.inventory_entry(
+        img_version=VERSION,
+        fdinfo_per_id=True,
+        root_ids=root,
+        ns_per_id=True,
+        root_cg_set=1,
+        lsmtype=pb.LSM_NONE,
+        network_lock_method=0,
+        plugins_entry=pb.plugins_entry(),
+        dump_criu_run_id=str(uuid.uuid4()),
+    )
