@@ -5,6 +5,7 @@ The order of KINDS matters: the first that claims a file dumps it.
 """
 
 from ckpt.files.eventfd import EventFd
+from ckpt.files.eventpoll import EventPoll
 from ckpt.files.fifo import Fifo
 from ckpt.files.kind import FileKind
 from ckpt.files.memfd import Memfd
@@ -16,6 +17,7 @@ from ckpt.files.unixsk import UnixSk
 
 KINDS: tuple[type[FileKind], ...] = (
     EventFd,
+    EventPoll,
     SignalFd,
     TimerFd,
     Pipe,

@@ -10,6 +10,7 @@ from struct import Struct
 
 from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import check, ffi, syscall
+from ckpt.kernel.kcmp import Kcmp
 
 RESOLVE_IN_ROOT = 0x10
 """Take the directory for the root: neither `..` nor any link leads out of it (openat2(2))."""
@@ -19,6 +20,7 @@ _SPLICE_F_NONBLOCK = 2
 _OPEN_HOW = Struct("<3Q")
 _ITIMERSPEC = Struct("<4q")
 _SIGSET = Struct("<Q")
+_EPOLL_SLOT = Struct("<3I")
 
 
 def _call(nr: NR, *args: int | bytes) -> int:
@@ -64,3 +66,16 @@ def timerfd_settime(fd: int, flags: int, value: int, interval: int) -> None:
     """Arm a timer; both times are in nanoseconds (timerfd_create(2))."""
     spec = _ITIMERSPEC.pack(*divmod(interval, 10**9), *divmod(value, 10**9))
     check(_call(NR.timerfd_settime, fd, flags, spec, 0), "timerfd_settime")
+
+
+def watches(pid: int, epoll: int, tfd: int, offset: int, number: int) -> bool | None:
+    """Say whether an epoll set's member is the file that descriptor `number` of pid has.
+
+    epoll is the set's descriptor in pid; the member is the offset-th of those added as tfd, in
+    fdinfo's order (kcmp(2), KCMP_EPOLL_TFD). None if there is no such member or descriptor.
+    """
+    slot = _EPOLL_SLOT.pack(epoll, tfd, offset)
+    ret = _call(NR.kcmp, pid, pid, Kcmp.EPOLL_TFD, number, slot)
+    if ret in (-errno.EBADF, -errno.ENOENT):
+        return None
+    return check(ret, "kcmp EPOLL_TFD", pid=pid) == 0
