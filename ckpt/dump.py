@@ -111,6 +111,7 @@ def _dump(snapshot: Snapshot, options: DumpOptions) -> None:
         if options.leave_stopped:
             frozen.leave_stopped()
         elif not options.leave_running:
+            snapshot.files.about_to_kill()
             frozen.kill()
     snapshot.report.freezing_ns, snapshot.report.frozen_ns = frozen.freezing_ns, frozen.frozen_ns
     write_stats(snapshot)

@@ -7,6 +7,7 @@ The order of KINDS matters: the first that claims a file dumps it.
 from ckpt.files.eventfd import EventFd
 from ckpt.files.eventpoll import EventPoll
 from ckpt.files.fifo import Fifo
+from ckpt.files.inetsk import InetSk
 from ckpt.files.kind import FileKind
 from ckpt.files.memfd import Memfd
 from ckpt.files.pipe import Pipe
@@ -24,5 +25,6 @@ KINDS: tuple[type[FileKind], ...] = (
     Fifo,
     Memfd,
     UnixSk,
+    InetSk,
     RegFile,  # last: anything may be open as a mere path
 )

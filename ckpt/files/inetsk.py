@@ -108,7 +108,8 @@ class InetSk(FileKind):
             restore_options(sock, entry.opts)
             _set_tcp_options(sock, entry)
             if entry.proto == socket.IPPROTO_TCP and entry.state not in (CLOSE, LISTEN):
-                tcpstream.restore(sock, entry, make)
+                ends = address(sock, entry, "src"), address(sock, entry, "dst")
+                tcpstream.restore(sock, entry, ends, make)
             else:
                 _place(sock, entry)
         except BaseException:
@@ -139,7 +140,7 @@ def _state(sock: socket.socket, out: Dump) -> tuple[int, int, int]:
     if not sock.getsockname()[1]:
         return CLOSE, 0, 0
     state = ESTABLISHED if _peer(sock) else CLOSE
-    diag = sockdiag.inet_of(sock)
+    diag = sockdiag.inet_of(sock.fileno())
     ino = os.fstat(sock.fileno()).st_ino
     if diag is None or diag.ino != ino:
         family = sock.family
@@ -164,7 +165,8 @@ def _words(sock: socket.socket, address: str) -> list[int]:
 def _addresses(sock: socket.socket) -> dict[str, Any]:
     """Return both ends; ifname is the device that a link-local address belongs to."""
     nowhere = ("0.0.0.0" if sock.family == socket.AF_INET else "::", 0)
-    source, target = sock.getsockname(), _peer(sock) or nowhere
+    source: tuple[Any, ...] = sock.getsockname()
+    target: tuple[Any, ...] = _peer(sock) or nowhere
     fields: dict[str, Any] = {
         "src_addr": _words(sock, source[0]),
         "src_port": source[1],
@@ -216,7 +218,7 @@ def address(sock: socket.socket, entry: pb.inet_sk_entry, end: str) -> tuple[Any
     port = getattr(entry, f"{end}_port")
     if size == 1:
         return text, port
-    local = text.startswith("fe80:") or text.startswith("ff")
+    local = text.startswith(("fe80:", "ff"))
     with doing(f"look for network device {entry.ifname}"):
         scope = socket.if_nametoindex(entry.ifname) if entry.ifname and local else 0
     return text, port, 0, scope

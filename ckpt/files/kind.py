@@ -106,6 +106,7 @@ class Dump:
     _writers: dict[str, RecordWriter] = field(default_factory=dict)
     _memo: dict[Hashable, Any] = field(default_factory=dict)
     _undo: list[Callable[[], None]] = field(default_factory=list)
+    _before_kill: list[Callable[[], None]] = field(default_factory=list)
 
     def first(self, *key: Hashable) -> bool:
         """Say whether this is the first call with key: shared content is written once."""
@@ -141,6 +142,15 @@ class Dump:
         """Take back, last first, what was changed for an image that will not be."""
         while self._undo:
             self._undo.pop()()
+
+    def before_kill(self, do: Callable[[], None]) -> None:
+        """Have do() called if the target, still frozen, is about to be killed after the dump."""
+        self._before_kill.append(do)
+
+    def about_to_kill(self) -> None:
+        """Do what takes place just before the kill: a connection must not say goodbye."""
+        while self._before_kill:
+            self._before_kill.pop()()
 
 
 @dataclass(slots=True)

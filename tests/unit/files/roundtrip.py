@@ -44,7 +44,7 @@ class Trip:
         """Dump them as one process's; returns their ids."""
         options = DumpOptions(pid=os.getpid(), **self.options)
         ids = self._ids
-        out = Dump(self.image, options, lambda *_: None, lambda: next(ids), self.add)
+        self.out = out = Dump(self.image, options, lambda *_: None, lambda: next(ids), self.add)
         files = self.files(*fds)
         for file in files:
             assert kind.claims(file)
@@ -57,7 +57,8 @@ class Trip:
 
     def restore(self, kind: type[FileKind], *ids: int) -> list[int]:
         """Make them again; returns descriptors, for the test to close."""
-        make = Restore(self.image, RestoreOptions(**self.options), self.entries, lambda *_: None)
+        options = RestoreOptions(**self.options)
+        self.make = make = Restore(self.image, options, self.entries, lambda *_: None)
         return [kind.create(getattr(self.entries[id], kind.field), make) for id in ids]
 
     def close(self) -> None:

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Established TCP connections, read and made again in the kernel's repair mode.
+
+tcp-stream-INODE.img holds the sequence numbers, the window, what was negotiated, and the bytes of
+both queues. Facts that bite (TCP_REPAIR in net/ipv4/tcp.c; LWN 495304):
+
+- A socket in repair sends nothing when it connects or closes; its queues are peeked and filled by
+  TCP_REPAIR_QUEUE, and their sequence numbers are those of the queue's end.
+- Leaving repair clears SO_REUSEADDR, so that is set again. -1 leaves without a window probe.
+- What was sent but not acknowledged is filled in under repair, and sent again in its time; what
+  was never sent is simply sent after repair. Nothing may go out before both ends exist, in case
+  both are restored: repair ends when every file is in place.
+
+Until the restore somebody must keep the peer's packets away (a firewall rule), or they are
+answered by a reset. That is not done here.
+"""
+
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ckpt.errors import Unsupported
+from ckpt.files.kind import Dump, OpenFile, Restore
+from ckpt.files.sockopts import (
+    SO_REUSEADDR,
+    SO_SNDBUF,
+    SO_SNDBUFFORCE,
+    SOL_SOCKET,
+    doing,
+    restore_buffers,
+    set_buffer,
+    set_option,
+)
+from ckpt.image import pb
+from ckpt.options import DumpOptions
+
+TCP = socket.IPPROTO_TCP
+ESTABLISHED, CLOSE, LISTEN = 1, 7, 10
+"""States (net/tcp_states.h)."""
+SHUT = {4: 2, 5: 2, 8: 1, 9: 3, 11: 3}
+"""The halves shut (1 read, 2 write) in FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING."""
+
+_MAXSEG, _INFO, _REPAIR, _QUEUE, _SEQ, _OPTIONS, _TIMESTAMP, _WINDOW = 2, 11, 19, 20, 21, 22, 24, 29
+_RECEIVE, _SEND = 1, 2
+_SIOCINQ, _SIOCOUTQ, _SIOCOUTQNSD = 0x541B, 0x5411, 0x894B
+# struct tcp_info: state .. options, window scales; u32 fields from 8 on
+_INFO_HEAD = struct.Struct("=6BB")
+_WAITING = struct.Struct("=II")
+_WINDOW_FIELDS = ("snd_wl1", "snd_wnd", "max_window", "rcv_wnd", "rcv_wup")
+_WINDOW_LAYOUT = struct.Struct("=5I")
+_HAS_TIMESTAMPS, _HAS_SACK, _HAS_WSCALE = 1, 2, 4
+_OPT_MSS, _OPT_WINDOW, _OPT_SACK, _OPT_TIMESTAMP = 2, 3, 4, 8
+_CHUNK = 32 << 10
+_ROOMY = 64 << 20
+
+
+def tcp_info(sock: socket.socket) -> tuple[int, int, int]:
+    """Return the state and, of a listener, the clients waiting and the backlog (TCP_INFO)."""
+    info = sock.getsockopt(TCP, _INFO, 104)
+    # tcpi_unacked and tcpi_sacked stand for these in a listener: tcp_get_info().
+    return info[0], *_WAITING.unpack_from(info, 24)
+
+
+def is_connection(sock: socket.socket) -> bool:
+    """Say whether this is TCP, connected or on the way to or from it."""
+    return sock.proto == TCP and tcp_info(sock)[0] not in (CLOSE, LISTEN)
+
+
+def check(file: OpenFile, state: int, options: DumpOptions) -> None:
+    """Refuse a connection that is not asked for, or not in full flow."""
+    if not options.tcp_established:
+        raise Unsupported(f"{file.name}: connected TCP socket", hint="use --tcp-established")
+    if state != ESTABLISHED:
+        raise Unsupported(
+            f"{file.name}: TCP connection that is being opened or closed (state {state})",
+            hint="try again when it is established or gone",
+        )
+
+
+# --- dump
+
+
+def dump(file: OpenFile, sock: socket.socket, entry: pb.inet_sk_entry, out: Dump) -> None:
+    """Write a connection's stream, and leave the socket as it was.
+
+    It goes into repair again only when the target is about to be killed: then it must die without
+    a word to its peer, but whatever kills us before, the target's connection works.
+    """
+    with _under_repair(sock, file.name):
+        incoming, outgoing = _queue(sock, _RECEIVE), _queue(sock, _SEND)
+        with doing(f"read the TCP state of {file.name}"):
+            stream = _stream(sock, incoming, outgoing)
+    with out.image.writer("tcp-stream", entry.ino) as writer:
+        writer.append(stream, incoming[0] + outgoing[0])
+    if not (out.options.leave_running or out.options.leave_stopped):
+        twin = socket.socket(fileno=os.dup(sock.fileno()))
+        out.before_kill(lambda: _silence(twin, file.name))
+
+
+def _silence(sock: socket.socket, name: str) -> None:
+    with sock, doing(f"TCP_REPAIR of {name}"):
+        sock.setsockopt(TCP, _REPAIR, 1)
+
+
+@contextmanager
+def _under_repair(sock: socket.socket, name: str) -> Iterator[None]:
+    reuse = sock.getsockopt(SOL_SOCKET, SO_REUSEADDR)
+    with doing(f"TCP_REPAIR of {name}"):
+        sock.setsockopt(TCP, _REPAIR, 1)
+    try:
+        yield
+    finally:
+        sock.setsockopt(TCP, _REPAIR, -1)
+        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, reuse)
+
+
+def _queue(sock: socket.socket, queue: int) -> tuple[bytes, int]:
+    """Return the bytes of a queue and the sequence number after them."""
+    with doing("peek at a TCP queue"):
+        sock.setsockopt(TCP, _QUEUE, queue)
+        end = sock.getsockopt(TCP, _SEQ) & 0xFFFFFFFF
+        size = _ioctl(sock, _SIOCINQ if queue == _RECEIVE else _SIOCOUTQ)
+        if not size:
+            return b"", end
+        return sock.recv(size, socket.MSG_PEEK | socket.MSG_DONTWAIT), end
+
+
+def _ioctl(sock: socket.socket, request: int) -> int:
+    return int.from_bytes(fcntl.ioctl(sock, request, bytes(4)), "little")
+
+
+def _stream(
+    sock: socket.socket, incoming: tuple[bytes, int], outgoing: tuple[bytes, int]
+) -> pb.tcp_stream_entry:
+    *_, options, scales = _INFO_HEAD.unpack_from(sock.getsockopt(TCP, _INFO, 104))
+    window: dict[str, Any] = dict(
+        zip(_WINDOW_FIELDS, _WINDOW_LAYOUT.unpack(sock.getsockopt(TCP, _WINDOW, 20)), strict=True)
+    )
+    return pb.tcp_stream_entry(
+        inq_len=len(incoming[0]),
+        inq_seq=incoming[1],
+        outq_len=len(outgoing[0]),
+        outq_seq=outgoing[1],
+        unsq_len=_ioctl(sock, _SIOCOUTQNSD),
+        opt_mask=options & (_HAS_TIMESTAMPS | _HAS_SACK | _HAS_WSCALE),
+        snd_wscale=scales & 15,
+        rcv_wscale=scales >> 4,
+        mss_clamp=sock.getsockopt(TCP, _MAXSEG),
+        timestamp=sock.getsockopt(TCP, _TIMESTAMP) & 0xFFFFFFFF,
+        **window,
+    )
+
+
+# --- restore
+
+
+def restore(
+    sock: socket.socket, entry: pb.inet_sk_entry, ends: tuple[Any, Any], make: Restore
+) -> None:
+    """Make the connection between two ends; it comes to life when the restore is done.
+
+    Raises Unsupported for a state other than established, ImageError, KernelError.
+    """
+    if entry.state != ESTABLISHED:
+        raise Unsupported(f"TCP connection {entry.id}: state {entry.state} is not restored yet")
+    [(stream, data)] = make.image.records("tcp-stream", entry.ino)
+    incoming, outgoing = data[: stream.inq_len], data[stream.inq_len :]
+    sent = len(outgoing) - min(stream.unsq_len, len(outgoing))
+    with doing(f"restore the TCP connection from {ends[0][:2]} to {ends[1][:2]}"):
+        sock.setsockopt(TCP, _REPAIR, 1)
+        _set_sequence(sock, _RECEIVE, stream.inq_seq - stream.inq_len)
+        _set_sequence(sock, _SEND, stream.outq_seq - stream.outq_len)
+        sock.bind(ends[0])
+        sock.connect(ends[1])
+        sock.setsockopt(TCP, _OPTIONS, _negotiated(stream))
+        if stream.opt_mask & _HAS_TIMESTAMPS:
+            sock.setsockopt(TCP, _TIMESTAMP, _signed(stream.timestamp))
+        # The same bytes may be charged more than they were; _revive puts the right size.
+        set_buffer(sock, SO_SNDBUF, SO_SNDBUFFORCE, _ROOMY)
+        _fill(sock, _RECEIVE, incoming)
+        _fill(sock, _SEND, outgoing[:sent])
+        if stream.HasField("snd_wnd"):
+            window = (getattr(stream, field) for field in _WINDOW_FIELDS)
+            sock.setsockopt(TCP, _WINDOW, _WINDOW_LAYOUT.pack(*window))
+    twin = socket.socket(fileno=os.dup(sock.fileno()))
+    make.at_end(lambda ok: _revive(twin, outgoing[sent:], entry.opts, ok=ok))
+
+
+def _signed(value: int) -> int:
+    """Return 32 bits as setsockopt of the socket module takes them."""
+    return (value & 0xFFFFFFFF) - ((value & 0x80000000) << 1)
+
+
+def _set_sequence(sock: socket.socket, queue: int, start: int) -> None:
+    sock.setsockopt(TCP, _QUEUE, queue)
+    sock.setsockopt(TCP, _SEQ, _signed(start))
+
+
+def _negotiated(stream: pb.tcp_stream_entry) -> bytes:
+    """Return the struct tcp_repair_opt array of what the two ends agreed on."""
+    options = [(_OPT_MSS, stream.mss_clamp)]
+    if stream.opt_mask & _HAS_SACK:
+        options.append((_OPT_SACK, 0))
+    if stream.opt_mask & _HAS_WSCALE:
+        options.append((_OPT_WINDOW, stream.snd_wscale | stream.rcv_wscale << 16))
+    if stream.opt_mask & _HAS_TIMESTAMPS:
+        options.append((_OPT_TIMESTAMP, 0))
+    return b"".join(struct.pack("=II", *option) for option in options)
+
+
+def _fill(sock: socket.socket, queue: int, data: bytes) -> None:
+    sock.setsockopt(TCP, _QUEUE, queue)
+    view = memoryview(data)
+    while view:
+        # In chunks: the kernel puts what one call brings into one buffer.
+        view = view[sock.send(view[:_CHUNK], socket.MSG_DONTWAIT) :]
+
+
+def _revive(sock: socket.socket, unsent: bytes, opts: pb.sk_opts_entry, *, ok: bool) -> None:
+    """End repair and send what never was; on failure close it in repair, without a word."""
+    with sock:
+        if not ok:
+            return
+        set_option(sock, TCP, _REPAIR, 0)
+        set_option(sock, SOL_SOCKET, SO_REUSEADDR, int(opts.reuseaddr))
+        sent = 0
+        with doing("send to a restored TCP connection"):
+            while sent < len(unsent):
+                sent += sock.send(unsent[sent:], socket.MSG_DONTWAIT)
+        restore_buffers(sock, opts)
