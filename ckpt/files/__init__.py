@@ -10,6 +10,7 @@ from ckpt.files.fifo import Fifo
 from ckpt.files.inetsk import InetSk
 from ckpt.files.kind import FileKind
 from ckpt.files.memfd import Memfd
+from ckpt.files.netlinksk import NetlinkSk
 from ckpt.files.pipe import Pipe
 from ckpt.files.regfile import RegFile
 from ckpt.files.signalfd import SignalFd
@@ -26,5 +27,6 @@ KINDS: tuple[type[FileKind], ...] = (
     Memfd,
     UnixSk,
     InetSk,
+    NetlinkSk,
     RegFile,  # last: anything may be open as a mere path
 )

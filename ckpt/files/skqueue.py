@@ -8,10 +8,13 @@ Facts that bite (unix(7) and net/unix/af_unix.c, net/core/datagram.c):
   peek. The offset belongs to the socket, so the target's own is put back.
 - An empty packet is given to one walk only, for the kernel marks it as peeked: a second dump of
   the same queue misses it. Without an offset the first packet is always given, even an empty one.
-- At the end of a stream, or of a sequence of packets that was shut down, a read gives b"".
+- At the end of a sequence of packets that was shut down, a read gives b"" for ever.
+- A read takes a pending error away (ECONNRESET from a peer that closed without reading): a stream
+  tells its length beforehand, so that the end is not read; of datagrams the error is lost.
 """
 
 import errno
+import fcntl
 import socket
 import struct
 from collections.abc import Iterator
@@ -24,6 +27,7 @@ from ckpt.files.sockopts import SO_PASSCRED, SO_SNDBUF, SO_SNDBUFFORCE, failed, 
 from ckpt.image import pb
 
 _SO_PEEK_OFF = 42
+_SIOCINQ = 0x541B
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _CHUNK = 1 << 18
@@ -46,29 +50,37 @@ def packets(sock: socket.socket, name: str, shutdown: int = 0) -> list[Packet]:
     name says whose it is in a refusal; shutdown has bit 1 if nothing more can come. Raises
     Unsupported for descriptors or credentials in flight, KernelError.
     """
-    stream = sock.type == socket.SOCK_STREAM
-    ends = stream or bool(shutdown & _SHUT_READ)
     with _offset_kept(sock):
-        first = _peek(sock, name)
-        if first is None or (ends and not first[0]):
-            return []
-        sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
-        # The walk leaves out an empty first packet, which is marked as peeked by now.
-        pieces = [] if first[0] else [b""]
-        pieces += _walk(sock, name, ends=ends)
-    return [Packet(b"".join(pieces))] if stream else [Packet(data) for data in pieces]
+        if sock.type == socket.SOCK_STREAM:
+            return _stream(sock, name)
+        return [Packet(data) for data in _packets(sock, name, bool(shutdown & _SHUT_READ))]
 
 
-def _walk(sock: socket.socket, name: str, *, ends: bool) -> Iterator[bytes]:
-    """Yield packets, or pieces of a stream; ends says that b"" is the end and no packet."""
-    stream = sock.type == socket.SOCK_STREAM
+def _stream(sock: socket.socket, name: str) -> list[Packet]:
+    left = int.from_bytes(fcntl.ioctl(sock, _SIOCINQ, bytes(4)), "little")
+    sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
+    pieces: list[bytes] = []
+    while left > 0 and (got := _peek(sock, name)) is not None and got[0]:
+        pieces.append(got[0])
+        left -= len(got[0])
+    return [Packet(b"".join(pieces))] if pieces else []
+
+
+def _packets(sock: socket.socket, name: str, shut: bool) -> Iterator[bytes]:
+    """Yield packets; if shut, b"" is the end and no packet."""
+    first = _peek(sock, name)
+    if first is None or (shut and not first[0]):
+        return
+    if not first[0]:
+        yield b""  # the walk leaves it out: it is marked as peeked by now
+    sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
     parts: list[bytes] = []
     while (got := _peek(sock, name)) is not None:
         data, truncated = got
-        if not data and not parts and ends:
+        if shut and not data and not parts:
             return
         parts.append(data)
-        if stream or not truncated:
+        if not truncated:
             yield b"".join(parts)
             parts.clear()
 
@@ -81,6 +93,8 @@ def _peek(sock: socket.socket, name: str) -> tuple[bytes, bool] | None:
         data, control, flags, _ = sock.recvmsg(_CHUNK, credentials, _PEEK)
     except BlockingIOError:
         return None
+    except ConnectionResetError:
+        return _peek(sock, name)
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.EINVAL):  # never connected: nothing to read
             return None

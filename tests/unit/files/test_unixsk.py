@@ -113,6 +113,17 @@ def test_other_end_closed(sockets: Sockets, kind: int) -> None:
         d.send(b"x")
 
 
+def test_reset_is_left_for_the_target(sockets: Sockets) -> None:
+    a, b = sockets.pair()
+    a.send(b"last words")
+    b.send(b"never read")
+    a.close()
+    [d] = sockets.through(b, close=False)
+    assert d.recv(100) == b.recv(100) == b"last words"
+    with pytest.raises(ConnectionResetError):
+        b.recv(1)
+
+
 def test_other_end_of_datagrams_closed(sockets: Sockets) -> None:
     a, b = sockets.pair(DGRAM)
     a.send(b"last words")
