@@ -147,12 +147,10 @@ def play(place: Path, mib: int) -> None:
     subprocess.run(["make", "-s", "-C", PROGRAMS, "bin/demo"], check=True)
     target = Target(place, mib)
     print(
-        f"A process at work: pid {target.pid}, 4 threads that keep writing {mib} MiB of memory, a"
+        f"A process at work: pid {target.pid}, 4 threads that keep writing {mib} MiB of memory,\n"
+        f"a log, timers, unread messages, a server at port {target.port}. Its pages and counts\n"
+        "prove each other, so that it can tell whether it lost anything. Let us try."
     )
-    print(
-        f"log, timers, unread messages, a server at port {target.port}. Its pages and counts prove"
-    )
-    print("each other, so that it can tell whether it lost anything. Let us try.")
     go_and_come_back(target, place / "first")
     live_twice(target, place / "second")
     print("\nNothing was lost.")
@@ -202,10 +200,8 @@ def dump(target: Target, images: Path, *options: str) -> None:
     with ImageDir.open(images) as image:
         stats = image.read("stats-dump").dump
     size = sum(file.stat().st_size for file in images.iterdir())
-    stopped = stats.frozen_time / 1e3
-    say(
-        f"{size / MIB:.0f} MiB written in {seconds:.2f} s; it stood still for {stopped:.1f} ms of that"
-    )
+    stopped = f"{stats.frozen_time / 1000:.1f} ms"
+    say(f"{size / MIB:.0f} MiB written in {seconds:.2f} s; it stood still for {stopped}")
 
 
 def restore(target: Target, images: Path) -> None:
