@@ -125,7 +125,7 @@ def take_core(snapshot: Snapshot, questions: Questions, frozen: Frozen) -> None:
     for one in frozen.threads:
         record, clear_tid = questions.thread(one.tracee)
         core = pb.core_entry(mtype=regs.MACHINE, thread_core=record)
-        regs.dump(image_regs(one.regs), one.tracee.xstate(), clear_tid, core)
+        regs.dump(regs.take(one.tracee, image_regs(one.regs)), clear_tid, core)
         if one is frozen.leader:
             core.tc.CopyFrom(questions.process(one.tracee))
             core.tc.blk_sigset = one.sigmask

@@ -256,6 +256,7 @@ class Task:
             wanted = regs.registers(core)._replace(orig_ax=NO_SYSCALL)
             size = len(remote.tracee.xstate())
             remote.tracee.set_xstate(regs.xstate(core, size))
+            regs.restore_tls(core, remote.tracee)
             if tid == pid:
                 mem = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
                 try:

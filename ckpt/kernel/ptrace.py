@@ -26,6 +26,7 @@ EVENT_CLONE, EVENT_STOP = 3, 128
 SYSCALL_STOP = signal.SIGTRAP | 0x80
 
 _CONT, _DETACH, _SYSCALL, _SETOPTIONS = 7, 17, 24, 0x4200
+_GET_THREAD_AREA, _SET_THREAD_AREA = 25, 26
 _GETEVENTMSG, _GETSIGINFO = 0x4201, 0x4202
 _SEIZE, _INTERRUPT = 0x4206, 0x4207
 _PEEKSIGINFO, _GETSIGMASK, _SETSIGMASK = 0x4209, 0x420A, 0x420B
@@ -163,6 +164,17 @@ class Tracee:
     def _setregset(self, kind: int, data: bytes) -> None:
         ret = lib.core_setregset(self.tid, kind, ffi.from_buffer(data), len(data))
         check(ret, "PTRACE_SETREGSET", pid=self.tid)
+
+    def thread_area(self, entry: int) -> bytes:
+        """Return the struct user_desc of a TLS slot of the GDT (set_thread_area(2), x86)."""
+        buffer = ffi.new("uint8_t[]", 16)
+        self._do(_GET_THREAD_AREA, "PTRACE_GET_THREAD_AREA", entry, _address(buffer))
+        return bytes(ffi.buffer(buffer))
+
+    def set_thread_area(self, entry: int, desc: bytes) -> None:
+        """Set a TLS slot of the GDT."""
+        buffer = ffi.from_buffer(desc)
+        self._do(_SET_THREAD_AREA, "PTRACE_SET_THREAD_AREA", entry, _address(buffer))
 
     def sigmask(self) -> int:
         """Return the blocked signals, bit n - 1 for signal n."""

@@ -31,7 +31,7 @@ def ask(batch: Batch) -> Callable[[Stat, list[int]], pb.mm_entry]:
     no_thp = batch.call(NR.prctl, _PR_GET_THP_DISABLE, 0, 0, 0, 0)
 
     def answer(stat: Stat, auxv: list[int]) -> pb.mm_entry:
-        entry = pb.mm_entry(mm_brk=brk.ret, mm_saved_auxv=auxv)
+        entry = pb.mm_entry(mm_brk=brk.ret, mm_saved_auxv=_used(auxv))
         for field in _FIELDS:
             if field != "brk":
                 setattr(entry, f"mm_{field}", getattr(stat, field))
@@ -40,6 +40,12 @@ def ask(batch: Batch) -> Callable[[Stat, list[int]], pb.mm_entry]:
         return entry
 
     return answer
+
+
+def _used(auxv: list[int]) -> list[int]:
+    """Cut the kernel's array after its AT_NULL entry: CRIU takes 44 words, the array has 52."""
+    end = next((at for at in range(0, len(auxv), 2) if auxv[at] == 0), len(auxv))
+    return auxv[: end + 2]
 
 
 def restore(entry: pb.mm_entry, exe: int, batch: Batch) -> None:

@@ -7,11 +7,12 @@ whole area kept beside them, in a field of ours that other readers pass over.
 
 from array import array
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckpt.errors import ImageError, Unsupported
 from ckpt.image import pb
 from ckpt.kernel.arch import CS_64, Regs
+from ckpt.kernel.ptrace import Tracee
 from ckpt.kernel.xstate_x86_64 import component
 
 _LEGACY = Struct("<HHHHQQII")  # cwd swd twd fop rip rdp mxcsr mxcsr_mask, then st and xmm
@@ -32,21 +33,65 @@ _NAMED = 0b11 | sum(1 << number for _, number, _ in _PARTS)
 MACHINE = pb.core_entry.X86_64
 
 
-def dump(regs: Regs, xstate: bytes, clear_tid: int, core: pb.core_entry) -> None:
+TLS_ENTRIES = range(12, 15)
+"""The GDT's slots for set_thread_area(2); the format has all three, used or not."""
+_DESC = Struct("<IIII")  # struct user_desc: entry, base, limit, and bits
+_DESC_BITS = (
+    "seg_32bit", "contents_h", "contents_l", "read_exec_only",
+    "limit_in_pages", "seg_not_present", "usable",
+)  # fmt: skip
+_DESC_SHIFTS = (0, 2, 1, 3, 4, 5, 6)
+
+
+class Raw(NamedTuple):
+    """The registers of a stopped thread as the kernel gives them; to be taken in the freeze."""
+
+    regs: Regs
+    xstate: bytes
+    tls: tuple[bytes, ...]
+
+
+def take(tracee: Tracee, regs: Regs) -> Raw:
+    """Take a thread's registers; regs are the general ones, as they are to be saved."""
+    return Raw(regs, tracee.xstate(), tuple(tracee.thread_area(entry) for entry in TLS_ENTRIES))
+
+
+def dump(raw: Raw, clear_tid: int, core: pb.core_entry) -> None:
     """Fill in the registers of a thread's record; clear_tid is its set_tid_address(2).
 
     Raises Unsupported for a 32-bit thread.
     """
-    if regs.cs != CS_64:
+    if raw.regs.cs != CS_64:
         raise Unsupported("32-bit code: not supported", hint="only 64-bit programs can be dumped")
     core.mtype = MACHINE
     core.thread_info.CopyFrom(
         pb.thread_info_x86(
             clear_tid_addr=clear_tid,
-            gpregs=pb.user_x86_regs_entry(**regs._asdict(), mode=pb.REGS_NATIVE),
-            fpregs=_fpregs(xstate),
+            gpregs=pb.user_x86_regs_entry(**raw.regs._asdict(), mode=pb.REGS_NATIVE),
+            fpregs=_fpregs(raw.xstate),
+            tls=[_user_desc(desc) for desc in raw.tls],
         )
     )
+
+
+def _user_desc(desc: bytes) -> pb.user_desc_t:
+    entry, base, limit, bits = _DESC.unpack(desc)
+    flags = {
+        name: bool(bits >> shift & 1) for name, shift in zip(_DESC_BITS, _DESC_SHIFTS, strict=True)
+    }
+    return pb.user_desc_t(entry_number=entry, base_addr=base, limit=limit, **flags)
+
+
+def restore_tls(core: pb.core_entry, tracee: Tracee) -> None:
+    """Set the TLS slots that were in use."""
+    for desc in core.thread_info.tls:
+        if desc.usable and desc.entry_number in TLS_ENTRIES:
+            bits = sum(
+                getattr(desc, name) << shift
+                for name, shift in zip(_DESC_BITS, _DESC_SHIFTS, strict=True)
+            )
+            packed = _DESC.pack(desc.entry_number, desc.base_addr, desc.limit, bits)
+            tracee.set_thread_area(desc.entry_number, packed)
 
 
 def _fpregs(xstate: bytes) -> pb.user_x86_fpregs_entry:

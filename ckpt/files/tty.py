@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Terminals: the shell's own (--shell-job), pseudo terminals with both ends inside, the console.
+
+tty-info.img has one record per terminal end, tty.img (in files.img) one per open file. Facts that
+bite (ioctl_tty(2), drivers/tty/pty.c, tty_jobctrl.c):
+
+- The session and foreground group of a terminal are told only to who has it as controlling
+  terminal, so they come from /proc/PID/stat.
+- Modes and size belong to the pair: what is set at the master is the slave's too.
+- /dev/ptmx gives the lowest free number; the path /dev/pts/N is fixed by it.
+- What lies unread in a terminal cannot be peeked at, so it is refused, except of a terminal that
+  stays outside. Images of CRIU's, which reads it away, have it in tty-data.img.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+import termios
+from typing import Any
+
+from ckpt.errors import CkptError, ImageError, KernelError, Unsupported
+from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
+from ckpt.files.sockopts import doing
+from ckpt.files.ttyinfo import PTY_SLAVES, Kind, identify, read_info, set_mode
+from ckpt.image import pb
+from ckpt.kernel import procfs
+from ckpt.kernel.fdinfo import fdinfo
+from ckpt.options import DumpOptions
+
+_TIOCGPTPEER, _TIOCSPTLCK, _TIOCGPTN = 0x5441, 0x40045431, 0x80045430
+_MOST_PTYS = 4096
+
+
+class Tty(FileKind):
+    """An open terminal."""
+
+    type = pb.FD_TTY
+    field = "tty"
+
+    @classmethod
+    def claims(cls, file: OpenFile) -> bool:
+        """Recognise it by its device number."""
+        if not stat.S_ISCHR(file.stat.st_mode) or file.flags & os.O_PATH:
+            return False
+        return os.major(file.stat.st_rdev) in (4, 5, *PTY_SLAVES)
+
+    @classmethod
+    def check(cls, file: OpenFile, options: DumpOptions) -> None:
+        """Refuse the shell's terminal without leave, hung-up ones, unread data."""
+        kind, _ = identify(file)
+        if kind in (Kind.VT, Kind.SERIAL):
+            raise Unsupported(f"{file.name}: a terminal line of the machine", hint="close it first")
+        _check_alive(file)
+        if _is_outside(file, kind):
+            if not (options.shell_job or _external_name(file) in options.external):
+                raise Unsupported(
+                    f"{file.name}: a terminal whose other end is outside the dump",
+                    hint="use --shell-job to restore it onto the terminal of the restore",
+                )
+        elif kind is Kind.PTY:
+            _check_unread(file)
+
+    @classmethod
+    def dump(cls, file: OpenFile, out: Dump) -> Any:
+        """Write the terminal once, the path, and the file."""
+        kind, info_id = identify(file)
+        outside = _is_outside(file, kind)
+        if kind is Kind.PTY and not outside:
+            _check_unread(file)
+        if out.first("tty", info_id):
+            info = read_info(file, kind, info_id)
+            if outside and _external_name(file) in out.options.external:
+                info.type = pb.TtyType.Value("EXT_TTY")
+            out.writer("tty-info").append(info)
+        return pb.tty_file_entry(
+            **file.common(), tty_info_id=info_id, regf_id=_save_path(file, out)
+        )
+
+    @classmethod
+    def create(cls, entry: Any, make: Restore) -> int:
+        """Open it, once its pair is there and in its mode."""
+        info = _info(entry.tty_info_id, make)
+        flags = entry.flags & ~os.O_CREAT | os.O_NOCTTY | os.O_CLOEXEC
+        if info.type == Kind.PTY and _has_master(info.pty.index, make):
+            master: int = make.once(("pty", info.pty.index), lambda: _make_pty(info, make))
+            with doing(f"open pseudo terminal {info.pty.index}"):
+                if entry.tty_info_id & 1:
+                    return os.dup(master)
+                fd: int = fcntl.ioctl(master, _TIOCGPTPEER, flags)
+                return fd
+        outside = _open_outside(info, entry, flags, make)
+        make.once(("tty mode", entry.tty_info_id), lambda: set_mode(outside, info, size=False))
+        return outside
+
+
+def _external_name(file: OpenFile) -> str:
+    return f"tty[{file.stat.st_rdev:x}:{file.stat.st_dev:x}]"
+
+
+def _is_outside(file: OpenFile, kind: Kind) -> bool:
+    """Say whether the terminal's other end is not ours: the controlling one, a lone slave."""
+    if kind is Kind.CTTY:
+        return True
+    is_slave = kind is Kind.PTY and os.major(file.stat.st_rdev) in PTY_SLAVES
+    return is_slave and identify(file)[1] >> 1 not in _masters(file)
+
+
+def _masters(file: OpenFile) -> set[int | None]:
+    """Return the numbers of the pseudo terminals whose masters the process has open."""
+    found: set[int | None] = set()
+    if not any(link.endswith("ptmx") for link in file.links):
+        return found
+    for number in procfs.fds(file.pid):
+        try:
+            if procfs.fd_link(file.pid, number).endswith("ptmx"):
+                found.add(fdinfo(file.pid, number).tty_index)
+        except KernelError:  # closed meanwhile
+            continue
+    return found
+
+
+def _check_alive(file: OpenFile) -> None:
+    try:
+        fcntl.ioctl(file.fd, termios.TCGETS, bytes(36))
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise Unsupported(
+            f"{file.name}: its terminal has hung up", hint="have the target close it"
+        ) from None
+
+
+def _check_unread(file: OpenFile) -> None:
+    """Raise Unsupported if there is something to read at this end."""
+    unread = fcntl.ioctl(file.fd, termios.FIONREAD, bytes(4))
+    if any(unread):
+        raise Unsupported(
+            f"{file.name}: unread data in a pseudo terminal",
+            hint="try again when it has been read",
+        )
+
+
+def _save_path(file: OpenFile, out: Dump) -> int:
+    """Add the record of the path, which CRIU opens it by."""
+    entry = pb.reg_file_entry(
+        id=out.next_id(),
+        flags=file.flags,
+        pos=0,
+        fown=file.owner(),
+        name=file.link,
+        mode=file.stat.st_mode,
+    )
+    out.add_entry(pb.file_entry(type=pb.FD_REG, id=entry.id, reg=entry))
+    return entry.id
+
+
+# --- restore
+
+
+def _infos(make: Restore) -> dict[int, Any]:
+    def read() -> dict[int, Any]:
+        return {info.id: info for info, _ in make.image.records("tty-info")}
+
+    return make.once("tty-info", read)
+
+
+def _info(info_id: int, make: Restore) -> Any:
+    try:
+        return _infos(make)[info_id]
+    except KeyError:
+        raise ImageError(f"tty-info.img: no terminal with id {info_id}") from None
+
+
+def _has_master(index: int, make: Restore) -> bool:
+    return index << 1 | 1 in _infos(make)
+
+
+def _make_pty(info: Any, make: Restore) -> int:
+    """Make a pseudo terminal of this number, in its mode, and return its master.
+
+    Ours is closed when the restore is done.
+    """
+    index, master = info.pty.index, _info(info.pty.index << 1 | 1, make)
+    fd = _open_ptmx(index)
+    make.at_end(lambda ok: os.close(fd))
+    with doing(f"set up pseudo terminal {index}"):
+        fcntl.ioctl(fd, _TIOCSPTLCK, struct.pack("i", 0))
+        make.at_end(lambda ok: _lock(fd, master))
+        unread = _unread(index, make)
+        if unread or index << 1 in _infos(make):
+            peer = fcntl.ioctl(fd, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            # Held to the end: a terminal whose last slave was closed is one that hung up.
+            make.at_end(lambda ok: os.close(peer))
+            _put_back(fd, peer, unread)
+        set_mode(fd, master, size=True)
+        if master.packet_mode:
+            fcntl.ioctl(fd, termios.TIOCPKT, struct.pack("i", 1))
+    return fd
+
+
+def _lock(fd: int, info: Any) -> None:
+    """Make exclusive and lock what was: now all slaves are open."""
+    if info.exclusive:
+        fcntl.ioctl(fd, termios.TIOCEXCL)
+    if info.locked:
+        fcntl.ioctl(fd, _TIOCSPTLCK, struct.pack("i", 1))
+
+
+def _open_ptmx(index: int) -> int:
+    """Open masters until one has this number. Raises KernelError if somebody else has it."""
+    opened: list[int] = []
+    try:
+        while len(opened) < _MOST_PTYS:
+            with doing("open /dev/ptmx"):
+                fd = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            number = struct.unpack("i", fcntl.ioctl(fd, _TIOCGPTN, bytes(4)))[0]
+            if number == index:
+                return fd
+            opened.append(fd)
+            if number > index:
+                break
+        hint = "the dumped process may still be running"
+        raise KernelError(errno.EBUSY, f"open pseudo terminal {index}", hint=hint)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _unread(index: int, make: Restore) -> list[tuple[bool, bytes]]:
+    """Return what was unread when CRIU dumped: is it the master's, and the bytes."""
+    if not make.image.exists("tty-data"):
+        return []
+    found = []
+    for entry, _ in make.image.records("tty-data"):
+        if entry.tty_id >> 1 == index:
+            # A packet-mode master read a control byte first.
+            packet = _info(entry.tty_id, make).packet_mode
+            found.append((bool(entry.tty_id & 1), entry.data[1:] if packet else entry.data))
+    return found
+
+
+def _put_back(master: int, slave: int, unread: list[tuple[bool, bytes]]) -> None:
+    """Write it from the other end, while the line is raw; its mode comes later."""
+    raw = termios.tcgetattr(slave)
+    raw[0] = raw[1] = raw[3] = 0
+    termios.tcsetattr(slave, termios.TCSANOW, raw)
+    for masters, data in unread:
+        os.write(slave if masters else master, data)
+
+
+def _open_outside(info: Any, entry: Any, flags: int, make: Restore) -> int:
+    """Open the terminal that stands for one whose other end was outside, or a console."""
+    inherited = make.options.inherit_fd.get(f"tty[{info.rdev:x}:{info.dev:x}]")
+    if inherited is not None:
+        return os.dup(inherited)
+    with doing("open a terminal"):
+        if info.type == Kind.CONSOLE:
+            return os.open(make.entry(entry.regf_id).reg.name, flags)
+        if not make.options.shell_job:
+            raise CkptError(
+                f"terminal {info.id} was the shell's that started the process",
+                hint="use --shell-job to restore it onto the terminal of the restore",
+            )
+        return os.open("/dev/tty" if info.type == Kind.CTTY else _own_terminal(), flags)
+
+
+def _own_terminal() -> str:
+    """Return a path to our terminal: by a name other than /dev/tty if a descriptor has one."""
+    return next((f"/proc/self/fd/{fd}" for fd in (0, 1, 2) if os.isatty(fd)), "/dev/tty")

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a terminal is and what mode it is in: `tty_info_entry` both ways.
+
+Terminals are numbered as CRIU does: a pseudo terminal N is 2 N and its master 2 N + 1, the others
+have fixed numbers. A termios is the kernel's own (TCGETS): 36 bytes, whose speeds are in c_cflag.
+CRIU keeps the 19 bytes of c_cc as they lie in memory, four to a word, in an array of 17 words.
+"""
+
+import fcntl
+import os
+import struct
+import termios
+from contextlib import suppress
+from enum import IntEnum
+from typing import Any
+
+from ckpt.files.kind import OpenFile
+from ckpt.files.sockopts import doing
+from ckpt.image import pb
+from ckpt.kernel import procfs
+
+PTY_SLAVES = range(136, 144)
+"""Majors of /dev/pts/N, 256 numbers each (Documentation/admin-guide/devices.txt)."""
+
+_TIOCGLCKTRMIOS, _TIOCSLCKTRMIOS = 0x5456, 0x5457
+_TIOCGPKT, _TIOCGPTLCK, _TIOCGEXCL = 0x80045438, 0x80045439, 0x80045440
+_CONSOLE, _VT, _CTTY, _SERIAL = 1002 << 1, 1004 << 1, 1006 << 1, 1010 << 1
+_TERMIOS = struct.Struct("=4IB19s")
+_WINSIZE = struct.Struct("=4H")
+_CC_WORDS, _CC_BYTES = 17, 19
+
+
+class Kind(IntEnum):
+    """Values of TtyType."""
+
+    PTY = 1
+    CONSOLE = 2
+    VT = 3
+    CTTY = 4
+    EXT_TTY = 5
+    SERIAL = 6
+
+
+def identify(file: OpenFile) -> tuple[Kind, int]:
+    """Return what a terminal is, and its number in the image."""
+    major, minor = os.major(file.stat.st_rdev), os.minor(file.stat.st_rdev)
+    if major in PTY_SLAVES:
+        return Kind.PTY, (major - PTY_SLAVES[0] << 8 | minor) << 1
+    if (major, minor) == (5, 2):
+        return Kind.PTY, (file.info.tty_index or 0) << 1 | 1
+    if major == 5:
+        return (Kind.CTTY, _CTTY) if minor == 0 else (Kind.CONSOLE, _CONSOLE)
+    return (Kind.VT, _VT) if minor < 64 else (Kind.SERIAL, _SERIAL)
+
+
+def read_info(file: OpenFile, kind: Kind, info_id: int) -> pb.tty_info_entry:
+    """Return everything about the terminal behind a file. Raises KernelError."""
+    sid, pgrp = _job(file, kind)
+    info = pb.tty_info_entry(
+        id=info_id,
+        type=kind,
+        locked=_flag(file.fd, _TIOCGPTLCK),
+        exclusive=_flag(file.fd, _TIOCGEXCL),
+        packet_mode=_flag(file.fd, _TIOCGPKT),
+        sid=sid,
+        pgrp=pgrp,
+        rdev=file.stat.st_rdev,
+        dev=file.stat.st_dev,
+        uid=file.stat.st_uid,
+        gid=file.stat.st_gid,
+    )
+    with doing(f"read the mode of {file.name}"):
+        _read_mode(file.fd, info)
+    if kind is Kind.PTY:
+        info.pty.index = info_id >> 1
+    return info
+
+
+def _read_mode(fd: int, info: pb.tty_info_entry) -> None:
+    info.termios.CopyFrom(_termios(fcntl.ioctl(fd, termios.TCGETS, bytes(_TERMIOS.size))))
+    locked = bytes(_TERMIOS.size)
+    with suppress(OSError):
+        locked = fcntl.ioctl(fd, _TIOCGLCKTRMIOS, locked)
+    info.termios_locked.CopyFrom(_termios(locked))
+    rows, columns, width, height = _WINSIZE.unpack(fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8)))
+    info.winsize.CopyFrom(
+        pb.winsize_entry(ws_row=rows, ws_col=columns, ws_xpixel=width, ws_ypixel=height)
+    )
+
+
+def _job(file: OpenFile, kind: Kind) -> tuple[int, int]:
+    """Return session and foreground group if it is the target's controlling terminal."""
+    task = procfs.stat(file.pid)
+    minor = task.tty_nr & 0xFF | task.tty_nr >> 12 & 0xFFF00
+    is_ours = (os.major(file.stat.st_rdev), os.minor(file.stat.st_rdev)) == (
+        task.tty_nr >> 8 & 0xFFF,
+        minor,
+    )
+    if task.tty_nr and (is_ours or kind is Kind.CTTY):
+        return task.session, max(task.tpgid, 0)
+    return 0, 0
+
+
+def _flag(fd: int, request: int) -> bool:
+    """Return a flag of a terminal; one that has no such flag has it off."""
+    with suppress(OSError):
+        return any(fcntl.ioctl(fd, request, bytes(4)))
+    return False
+
+
+def _termios(raw: bytes) -> pb.termios_entry:
+    iflag, oflag, cflag, lflag, line, cc = _TERMIOS.unpack(raw)
+    return pb.termios_entry(
+        c_iflag=iflag,
+        c_oflag=oflag,
+        c_cflag=cflag,
+        c_lflag=lflag,
+        c_line=line,
+        c_ispeed=0,
+        c_ospeed=0,
+        c_cc=struct.unpack(f"={_CC_WORDS}I", cc.ljust(_CC_WORDS * 4, b"\0")),
+    )
+
+
+def _raw(entry: Any) -> bytes:
+    words = list(entry.c_cc)[: _CC_BYTES // 4 + 1]
+    cc = struct.pack(f"={len(words)}I", *words).ljust(_CC_BYTES, b"\0")[:_CC_BYTES]
+    flags = entry.c_iflag, entry.c_oflag, entry.c_cflag, entry.c_lflag
+    return _TERMIOS.pack(*flags, entry.c_line, cc)
+
+
+def set_mode(fd: int, info: Any, *, size: bool) -> None:
+    """Put a terminal in its mode again; size says whether it gets its old window size too.
+
+    Raises KernelError. Locked bits need CAP_SYS_ADMIN, and are set only if there are any.
+    """
+    with doing(f"set the mode of terminal {info.id}"):
+        if info.HasField("termios"):
+            fcntl.ioctl(fd, termios.TCSETS, _raw(info.termios))
+        if info.HasField("termios_locked") and any(locked := _raw(info.termios_locked)):
+            fcntl.ioctl(fd, _TIOCSLCKTRMIOS, locked)
+        if size and info.HasField("winsize"):
+            old = info.winsize
+            window = _WINSIZE.pack(old.ws_row, old.ws_col, old.ws_xpixel, old.ws_ypixel)
+            fcntl.ioctl(fd, termios.TIOCSWINSZ, window)
