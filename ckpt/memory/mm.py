@@ -48,6 +48,13 @@ def _used(auxv: list[int]) -> list[int]:
     return auxv[: end + 2]
 
 
+def _without_end(auxv: list[int]) -> list[int]:
+    """Return auxv without its AT_NULL: CRIU refuses more words than that leaves on x86 (46)."""
+    while auxv[-2:] == [0, 0]:
+        auxv = auxv[:-2]
+    return auxv
+
+
 def restore(entry: pb.mm_entry, exe: int, batch: Batch) -> None:
     """Add the calls that set the limits, auxv and exe (a descriptor in the task).
 
