@@ -18,7 +18,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -123,7 +123,7 @@ class Terminal:
         os.close(self.master)
 
 
-def wait_until(condition, what: str, timeout: float = DEADLINE) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = DEADLINE) -> None:
     """Poll a condition until it is true or the time is up."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -208,8 +208,7 @@ class Target:
     def judge(self, whom: str, images: Path) -> None:
         """Tell it to check itself, and see that it ends well."""
         (self.directory / "go").touch()
-        wait_until(lambda: self.task.ended(0.5), f"verdict of {self.program.name}")
-        text = self._verdict()
+        text = self._verdict() if self.task.ended(DEADLINE) else self._where_it_hangs()
         if text != "ok":
             tails = [_tail(log) for log in sorted(images.glob("*.log"))]
             source = PROGRAMS / f"{self.program.source}.c"
@@ -227,6 +226,12 @@ class Target:
                 name = signal.Signals(os.WTERMSIG(status)).name
                 return f"died of {name} without a verdict"
             return f"exited with {os.WEXITSTATUS(status)} without a verdict"
+
+    def _where_it_hangs(self) -> str:
+        """What its threads are at, with the kernel's word for it."""
+        tasks = sorted(Path(f"/proc/{self.pid}/task").iterdir())
+        places = [f"{task.name} in {(task / 'syscall').read_text().split()[0]}" for task in tasks]
+        return f"still runs after {DEADLINE:.0f} s; threads and their system calls: {places}"
 
 
 def _spawn(argv: list[str], directory: Path) -> int:

@@ -56,6 +56,6 @@ int main(int argc, char **argv)
 		need(!pthread_mutex_init(&held[i], &robust));
 	checkpoint_threads(THREADS, set_up, check_up); /* the threads end with their lock held */
 	for (int i = 1; i <= THREADS; i++)
-		check_is(pthread_mutex_lock(&held[i]), EOWNERDEAD);
+		check_is(pthread_mutex_trylock(&held[i]), EOWNERDEAD);
 	return verdict();
 }

@@ -38,8 +38,10 @@ int main(int argc, char **argv)
 	check_text(receive_text(datagram[1]), "second one");
 	check_text(receive_text(datagram[1]), "<EAGAIN>");
 	check_text(receive_text(datagram[0]), "back");
+	check_text(receive_text(datagram[0]), "<EAGAIN>");
 	check_text(receive_text(sequence[0]), "a");
 	check_text(receive_text(sequence[0]), "bc");
+	check_is(recv(sequence[0], NULL, 0, MSG_DONTWAIT), -1);
 	check_text(receive_text(half[1]), "last");
 	check_text(receive_text(half[1]), "");
 	send_text(half[1], "other way");
