@@ -15,6 +15,7 @@ from ckpt.files.pipe import Pipe
 from ckpt.files.regfile import RegFile
 from ckpt.files.signalfd import SignalFd
 from ckpt.files.timerfd import TimerFd
+from ckpt.files.tty import Tty
 from ckpt.files.unixsk import UnixSk
 
 KINDS: tuple[type[FileKind], ...] = (
@@ -28,5 +29,6 @@ KINDS: tuple[type[FileKind], ...] = (
     UnixSk,
     InetSk,
     NetlinkSk,
+    Tty,
     RegFile,  # last: anything may be open as a mere path
 )

@@ -15,6 +15,7 @@ bite (ioctl_tty(2), drivers/tty/pty.c, tty_jobctrl.c):
 import errno
 import fcntl
 import os
+import select
 import stat
 import struct
 import termios
@@ -134,6 +135,10 @@ def _check_alive(file: OpenFile) -> None:
 
 def _check_unread(file: OpenFile) -> None:
     """Raise Unsupported if there is something to read at this end."""
+    # What was just written is still on its way; poll(2) waits for it (input_available_p, n_tty.c).
+    poll = select.poll()
+    poll.register(file.fd, select.POLLIN)
+    poll.poll(0)
     unread = fcntl.ioctl(file.fd, termios.FIONREAD, bytes(4))
     if any(unread):
         raise Unsupported(
