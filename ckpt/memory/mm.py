@@ -43,16 +43,9 @@ def ask(batch: Batch) -> Callable[[Stat, list[int]], pb.mm_entry]:
 
 
 def _used(auxv: list[int]) -> list[int]:
-    """Cut the kernel's array after its AT_NULL entry: CRIU takes 44 words, the array has 52."""
+    """Cut the kernel's array at AT_NULL, which it adds by itself: CRIU has room for 44 words."""
     end = next((at for at in range(0, len(auxv), 2) if auxv[at] == 0), len(auxv))
-    return auxv[: end + 2]
-
-
-def _without_end(auxv: list[int]) -> list[int]:
-    """Return auxv without its AT_NULL: CRIU refuses more words than that leaves on x86 (46)."""
-    while auxv[-2:] == [0, 0]:
-        auxv = auxv[:-2]
-    return auxv
+    return auxv[:end]
 
 
 def restore(entry: pb.mm_entry, exe: int, batch: Batch) -> None:
