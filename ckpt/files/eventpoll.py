@@ -141,7 +141,8 @@ def _add_as(number: int, epoll: int, tfd: int, event: Any, batch: Batch) -> None
     lent = batch.call(NR.fcntl, number, fcntl.F_DUPFD_CLOEXEC, 0)
     flags = batch.call(NR.fcntl, number, fcntl.F_GETFD)
     batch.call(NR.dup3, tfd, number, os.O_CLOEXEC, must=True)
-    batch.call(NR.epoll_ctl, epoll, _ADD, number, event, must=True)
+    # The number may even be the set's own.
+    batch.call(NR.epoll_ctl, lent if number == epoll else epoll, _ADD, number, event, must=True)
     batch.call(NR.close, number)
     batch.call(NR.dup3, lent, number, 0)
     batch.call(NR.fcntl, number, fcntl.F_SETFD, flags)

@@ -182,7 +182,7 @@ class FileTable:
             kind, entry = self._kind(file_id)
             fd = self.raise_fd(kind.create(entry, self.shared))
             self._local[file_id] = fd
-            _set_status(fd, entry)
+            _set_status(fd, self._flagged(entry))
         return self._local[file_id]
 
     def raise_fd(self, fd: int) -> int:
@@ -199,6 +199,12 @@ class FileTable:
             raise ImageError(f"files.img: file {file_id} is of a kind ({name}) not restored here")
         return kind, getattr(record, kind.field)
 
+    def _flagged(self, entry: Any) -> Any:
+        """Return the message with flags and owner: a fifo's are in the entry of its path."""
+        if hasattr(entry, "flags") or not hasattr(entry, "regf_id"):
+            return entry
+        return self.shared.entry(entry.regf_id).reg
+
     def place(self, batch: Batch) -> None:
         """Put every descriptor in its place. Runs in the task, one call each."""
         for entry in self.fdinfo:
@@ -214,7 +220,7 @@ class FileTable:
             done.add(entry.id)
             kind, message = self._kind(entry.id)
             kind.connect(message, Placed(entry.fd, entry.id), self.shared, batch)
-            _set_owner(entry.fd, message, batch)
+            _set_owner(entry.fd, self._flagged(message), batch)
 
     def close_rest(self, batch: Batch) -> None:
         """Close every other descriptor that the task has from us."""

@@ -143,6 +143,18 @@ def test_a_number_that_is_another_files_now(round_trip, pipe, epoll):
     assert fcntl.fcntl(other, fcntl.F_GETFD) == fcntl.FD_CLOEXEC
 
 
+def test_a_number_that_is_the_sets_own_now(round_trip, pipe, epoll):
+    reader, _ = pipe()
+    other = round_trip.keep(os.dup(reader))
+    epoll.register(other, select.EPOLLIN)
+    file_id = round_trip.dump(EventPoll, epoll.fileno())
+    message = round_trip.message(file_id)
+    message.tfd[0].tfd, message.tfd[0].added_as = reader, other
+    os.dup2(round_trip.create(file_id), other)
+    EventPoll.connect(message, Placed(other, file_id), round_trip.make, Batch())
+    assert members(other) == members(epoll.fileno())
+
+
 def test_one_number_and_several_files(round_trip, pipe, epoll):
     (first, _), (second, _) = pipe(), pipe()
     number = round_trip.keep(os.dup(first))
