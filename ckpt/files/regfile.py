@@ -211,13 +211,9 @@ def located(entry: Any, make: Restore) -> Iterator[int]:
         return
     if found and found.remap_type == pb.REMAP_PROCFS:
         raise ImageError(f"{entry.name}: of a process that was dead already: not restored here")
-    name = entry.name
-    if found and found.remap_type == pb.REMAP_LINKED:
-        name = make.entry(found.remap_id).reg.name
-        make.once(("linked", name), lambda: remap.vanish_linked(name, entry.name, root, make))
-    handle = _open_handle(entry, name, root)
+    handle = _open_linked(entry, found.remap_id, root, make) if found else _open_handle(entry, root)
     try:
-        _verify(entry, name, os.fstat(handle))
+        _verify(entry, os.fstat(handle))
         yield handle
     finally:
         os.close(handle)
@@ -229,7 +225,19 @@ def _open_root(make: Restore) -> int:
     return root
 
 
-def _open_handle(entry: Any, name: str, root: int) -> int:
+def _open_linked(entry: Any, linked_id: int, root: int, make: Restore) -> int:
+    """Open a file by what the dump left of it: a name for it to be taken away, or its handle."""
+    linked = make.entry(linked_id).reg
+    if linked.handle:
+        return remap.by_handle(linked, root)
+    handle = _open_handle(linked, root)
+    vanish = remap.vanish_linked
+    make.once(("linked", linked_id), lambda: vanish(linked.name, entry.name, root, make))
+    return handle
+
+
+def _open_handle(entry: Any, root: int) -> int:
+    name = entry.name
     try:
         return files.openat2(root, name.lstrip("/") or ".", _HANDLE, files.RESOLVE_IN_ROOT)
     except KernelError as error:
@@ -240,7 +248,8 @@ def _open_handle(entry: Any, name: str, root: int) -> int:
         ) from error
 
 
-def _verify(entry: Any, name: str, st: os.stat_result) -> None:
+def _verify(entry: Any, st: os.stat_result) -> None:
+    name = entry.name
     wanted, found = stat.S_IFMT(entry.mode), stat.S_IFMT(st.st_mode)
     if entry.HasField("mode") and wanted != found:
         raise ImageError(

@@ -126,20 +126,31 @@ def _copy(source: int, offset: int, target: int, size: int) -> None:
 
 
 def save_link(fd: int, name: str, entry: Any, out: Dump) -> None:
-    """Give a file with other names one beside its old, and refer entry's file to that."""
+    """Give a file with other names one beside its old, and refer entry's file to that.
+
+    A target that runs on is not to find such a name: then the file's handle has to do, where there
+    is one. CRIU takes its name away at once in that case, and cannot restore.
+    """
     linked = type(entry)()
     linked.CopyFrom(entry)
     linked.id = out.next_id()
     linked.name = f"{PurePath(name).parent / 'link_remap.'}{linked.id}"
-    path = out.root.rstrip("/") + linked.name
+    handle = files.file_handle(fd) if out.options.leave_running else None
+    if handle:
+        linked.handle = handle
+    else:
+        _link(fd, name, out.root.rstrip("/") + linked.name, out)
+    out.add_entry(pb.file_entry(type=pb.FD_REG, id=linked.id, reg=linked))
+    _refer(entry.id, linked.id, pb.REMAP_LINKED, out)
+
+
+def _link(fd: int, name: str, path: str, out: Dump) -> None:
     try:
         # With a directory Python makes it linkat(2), which follows the link in /proc.
         os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=0, follow_symlinks=True)
     except OSError as error:
         raise Unsupported(f"{name}: deleted, and no new name can be made: {error}") from error
     out.undo(lambda: os.unlink(path))
-    out.add_entry(pb.file_entry(type=pb.FD_REG, id=linked.id, reg=linked))
-    _refer(entry.id, linked.id, pb.REMAP_LINKED, out)
 
 
 # --- restore
@@ -182,6 +193,21 @@ def _directory(name: str, root: int) -> int:
     parent = str(PurePath(name).parent).lstrip("/") or "."
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     return files.openat2(root, parent, flags, files.RESOLVE_IN_ROOT)
+
+
+def by_handle(linked: Any, root: int) -> int:
+    """Return an O_PATH descriptor of a file whose handle the dump has kept."""
+    try:
+        directory = _directory(linked.name, root)
+        try:
+            return files.open_by_handle(directory, linked.handle, _HANDLE)
+        finally:
+            os.close(directory)
+    except KernelError as error:
+        raise ImageError(
+            f"{linked.name}: expected a file with other names, found none: {error}",
+            hint="it has to be on the file system that it was dumped on",
+        ) from error
 
 
 def vanish_linked(name: str, old: str, root: int, make: Restore) -> None:

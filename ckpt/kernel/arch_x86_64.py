@@ -124,6 +124,8 @@ class NR(IntEnum):
     signalfd4 = 289
     renameat2 = 316
     openat2 = 437
+    name_to_handle_at = 303
+    open_by_handle_at = 304
 
 
 class Regs(NamedTuple):

@@ -20,6 +20,8 @@ _SPLICE_F_NONBLOCK = 2
 _OPEN_HOW = Struct("<3Q")
 _ITIMERSPEC = Struct("<4q")
 _SIGSET = Struct("<Q")
+_HANDLE, _MAX_HANDLE = Struct("<Ii"), 128  # struct file_handle: size and type come first
+_AT_EMPTY_PATH = 0x1000
 _EPOLL_SLOT = Struct("<3I")
 
 
@@ -41,6 +43,29 @@ def rename_new(directory: int, old: str, new: str) -> None:
     names = os.fsencode(old), os.fsencode(new)
     ret = _call(NR.renameat2, directory, names[0], directory, names[1], _RENAME_NOREPLACE)
     check(ret, f"renameat2 {old} to {new}")
+
+
+def file_handle(fd: int) -> bytes | None:
+    """Return a file's handle, type first, as open_by_handle takes it; None if it has none.
+
+    See name_to_handle_at(2). A handle leads to the file for as long as that exists.
+    """
+    room = ffi.new("char[]", _HANDLE.pack(_MAX_HANDLE, 0) + bytes(_MAX_HANDLE))
+    mount = ffi.new("int[1]")
+    at, mount_at = (int(ffi.cast("uintptr_t", pointer)) for pointer in (room, mount))
+    if _call(NR.name_to_handle_at, fd, b"", at, mount_at, _AT_EMPTY_PATH) < 0:
+        return None  # EOPNOTSUPP: the file system has no handles
+    size, _type = _HANDLE.unpack_from(ffi.buffer(room))
+    return bytes(ffi.buffer(room)[4 : _HANDLE.size + size])
+
+
+def open_by_handle(mounted: int, handle: bytes, flags: int) -> int:
+    """Open a file by its handle; mounted is any descriptor on the same file system.
+
+    Raises KernelError (ESTALE: there is no such file any more).
+    """
+    content = (len(handle) - 4).to_bytes(4, "little") + handle
+    return check(_call(NR.open_by_handle_at, mounted, content, flags), "open_by_handle_at")
 
 
 def tee(source: int, target: int, size: int) -> int:

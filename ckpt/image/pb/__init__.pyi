@@ -2129,6 +2129,7 @@ class reg_file_entry(Message):
     checksum: builtins.int
     checksum_config: builtins.int
     checksum_parameter: builtins.int
+    handle: builtins.bytes
     def __init__(
         self,
         *,
@@ -2145,6 +2146,7 @@ class reg_file_entry(Message):
         checksum: builtins.int | None = ...,
         checksum_config: builtins.int | None = ...,
         checksum_parameter: builtins.int | None = ...,
+        handle: builtins.bytes | None = ...,
     ) -> None: ...
 
 class remap_file_path_entry(Message):

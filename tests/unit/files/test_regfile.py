@@ -296,6 +296,25 @@ def test_a_new_name_beside_the_old(round_trip, here, half_deleted):
     assert [path.name for path in here.iterdir()] == ["elsewhere"]
 
 
+def test_a_target_that_runs_on_sees_no_new_name(round_trip, here, half_deleted):
+    options(round_trip, link_remap=True, leave_running=True)
+    file_id = round_trip.dump(RegFile, half_deleted)
+    assert [path.name for path in here.iterdir()] == ["elsewhere"]
+    copy = round_trip.create(file_id)
+    finish(round_trip)
+    assert os.path.sameopenfile(copy, half_deleted)
+    assert [path.name for path in here.iterdir()] == ["elsewhere"]
+
+
+def test_a_file_that_has_lost_all_names_since_is_refused(round_trip, here, half_deleted):
+    options(round_trip, link_remap=True, leave_running=True)
+    file_id = round_trip.dump(RegFile, half_deleted)
+    (here / "elsewhere").unlink()
+    os.dup2(os.open("/dev/null", os.O_RDONLY), half_deleted)
+    with pytest.raises(ImageError, match="other names"):
+        round_trip.create(file_id)
+
+
 def test_a_failed_dump_takes_the_new_name_back(round_trip, here, half_deleted):
     options(round_trip, link_remap=True)
     round_trip.dump(RegFile, half_deleted)
