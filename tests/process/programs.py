@@ -15,6 +15,7 @@ class Program:
     source: str
     args: tuple[str, ...] = ()
     options: tuple[str, ...] = ()  # of dump and restore, as criu spells them
+    criu_options: tuple[str, ...] = ()  # that only real criu needs
     criu: str = ""  # why real criu can neither dump nor restore it
     criu_dump: str = ""  # why real criu cannot dump it
     criu_restore: str = ""  # why real criu cannot restore it
@@ -74,7 +75,7 @@ PROGRAMS = (
     program("cwd"),
     program("cwd_deleted"),
     program("chroot"),
-    program("personality", criu_restore="not restored"),
+    program("personality", criu="takes its digits for decimal ones, and does not restore it"),
     program("dumpable"),
     program("pdeath_sig"),
     program("no_new_privs"),
@@ -133,7 +134,9 @@ PROGRAMS = (
     program("unix_scm"),
     program("unix_backlog", criu="a connection that was not accepted"),
     program("tcp_listen"),
-    program("tcp_connected", options=("--tcp-established", "--network-lock", "skip")),
+    program(
+        "tcp_connected", options=("--tcp-established",), criu_options=("--network-lock", "skip")
+    ),
     program("udp"),
     program("udp_queued", criu="loses what is queued"),
     program("counter_server", "16"),

@@ -87,10 +87,17 @@ class Terminal:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.output = b""
         self.master, slave = pty.openpty()
+        os.set_blocking(self.master, False)
         self.name = os.ttyname(slave)
         self.shell = subprocess.Popen(
-            ["/bin/sh"], stdin=slave, stdout=slave, stderr=slave, preexec_fn=self._own_session
+            ["/bin/sh"],
+            cwd=REPO,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            preexec_fn=self._own_session,
         )
         os.close(slave)
         self._type("set +m; echo 0")  # a job in the background may set the terminal
@@ -105,8 +112,15 @@ class Terminal:
         answer = self.directory / "answer"
         answer.unlink(missing_ok=True)
         os.write(self.master, f"{line} > {answer}.new; mv {answer}.new {answer}\n".encode())
-        wait_until(answer.exists, f"an answer to: {line}")
+        wait_until(lambda: self._drained() and answer.exists(), f"an answer to: {line}")
         return int(answer.read_text())
+
+    def _drained(self) -> bool:
+        """Read what is on the screen: when nobody does, those who write stand still."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.master, 65536):
+                self.output += data
+        return True
 
     def start(self, argv: Sequence[str]) -> int:
         """Start it in the background, on the terminal; returns its pid, an orphan's: we reap it."""
@@ -261,6 +275,10 @@ class Tool:
     name: str
     command: tuple[str, ...]
 
+    def more_options(self, program: Program) -> tuple[str, ...]:
+        """Options that only this tool needs."""
+        return ()
+
     def dump(self, target: Target, images: Path, *options: str) -> None:
         """Dump the target; it is gone afterwards, unless -R is among the options."""
         images.mkdir(exist_ok=True)
@@ -278,7 +296,7 @@ class Tool:
     def _run(self, target: Target, verb: str, images: Path, *options: str) -> None:
         log = f"{verb}.{self.name}.log"
         argv = [*self.command, verb, "-D", str(images), "-v4", "-o", log]
-        argv += [*options, *target.program.options]
+        argv += [*options, *target.program.options, *self.more_options(target.program)]
         with self._stderr(images) as stderr:
             if target.terminal:
                 code = target.terminal.run(argv)
@@ -289,6 +307,8 @@ class Tool:
                 ).returncode  # fmt: skip
         if code:
             tails = [_tail(images / log), _tail(images / "stderr")]
+            if target.terminal:
+                tails.append(target.terminal.output.decode(errors="replace"))
             pytest.fail("\n".join([f"exit code {code}: {shlex.join(argv)}", *tails]), pytrace=False)
 
     @staticmethod
@@ -328,3 +348,6 @@ class Criu(Tool):
         if not found:
             _skip(f"no criu: neither {beside} (see CKPT_PEERS) nor in PATH")
         self.command = (str(found),)
+
+    def more_options(self, program: Program) -> tuple[str, ...]:
+        return program.criu_options
