@@ -3,7 +3,7 @@
 
 Terminals are numbered as CRIU does: a pseudo terminal N is 2 N and its master 2 N + 1, the others
 have fixed numbers. A termios is the kernel's own (TCGETS): 36 bytes, whose speeds are in c_cflag.
-CRIU keeps the 19 bytes of c_cc as they lie in memory, four to a word, in an array of 17 words.
+CRIU keeps the 19 bytes of c_cc as they lie in memory, four to a word, in an array of 19 words.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ _TIOCGPKT, _TIOCGPTLCK, _TIOCGEXCL = 0x80045438, 0x80045439, 0x80045440
 _CONSOLE, _VT, _CTTY, _SERIAL = 1002 << 1, 1004 << 1, 1006 << 1, 1010 << 1
 _TERMIOS = struct.Struct("=4IB19s")
 _WINSIZE = struct.Struct("=4H")
-_CC_WORDS, _CC_BYTES = 17, 19
+_CC_WORDS, _CC_BYTES = 19, 19
 
 
 class Kind(IntEnum):

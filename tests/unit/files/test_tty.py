@@ -106,7 +106,7 @@ def test_records_are_as_criu_writes_them(terminals: Terminals) -> None:
     assert [info.id for info in infos] == [2 * index + 1, 2 * index]
     assert [info.rdev for info in infos] == [1282, (136 << 8) + index]
     assert list(infos[0].termios.c_cc)[:5] == [0x157F1C03, 0x00010004, 0x001A1311, 0x16170F12, 0]
-    assert len(infos[0].termios.c_cc) == 17
+    assert len(infos[0].termios.c_cc) == 19
     [path] = [
         e.reg.name
         for e in terminals.trip.entries.values()
