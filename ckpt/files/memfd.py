@@ -151,11 +151,13 @@ def _make(inode_id: int, make: Restore) -> int:
         flags |= _MFD_HUGETLB | entry.hugetlb_flag & _MFD_HUGE_MASK
     fd = os.memfd_create(entry.name, flags)
     make.at_end(lambda ok: _finish(fd, entry.seals if ok else 0))
-    os.ftruncate(fd, entry.size)
+    # Content comes in whole pages; the size proper cuts the last one.
+    os.ftruncate(fd, -(-entry.size // _PAGE) * _PAGE)
     os.fchown(fd, entry.uid, entry.gid)
     if entry.HasField("mode"):
         os.fchmod(fd, stat.S_IMODE(entry.mode))
     make.load_shmem(entry.shmid, fd)
+    os.ftruncate(fd, entry.size)
     return fd
 
 
