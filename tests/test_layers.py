@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Each layer imports from those before it. Members of one layer are strangers, but the modules
 # of one package may import each other.
 LAYERS = (
-    {"errors"},
+    {"errors", "log"},
     {"kernel", "image", "pstree", "options"},
     {"task", "memory", "files", "namespaces"},
     {"freeze", "plugin"},

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dump` and `restore`: a request from the arguments, a log around it, figures after it."""
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+from ckpt.cli.arguments import Arguments
+from ckpt.cli.progress import Terminal
+from ckpt.errors import CkptError, ImageError, OptionsError
+from ckpt.log import ERROR, INFO, WARNING, LineLog
+from ckpt.options import DumpOptions, RestoreOptions
+
+_PAGE = 4096
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def tell(arguments: Arguments) -> int:
+    """Do a dump or a restore; return the exit code."""
+    story = _dump if arguments.verb == "dump" else _restore
+    log = _open_log(arguments)
+    for signo in _SIGNALS:
+        signal.signal(signo, _interrupt)
+    try:
+        return story(arguments, log)
+    except BaseException as error:
+        _log_end(error, arguments, log)
+        raise
+
+
+def _interrupt(signo: int, _: FrameType | None) -> None:
+    """Unwind, so that the target is let go; the unwinding itself is not interrupted."""
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(signo)
+
+
+# --- the stories
+
+
+def _dump(arguments: Arguments, log: LineLog) -> int:
+    from ckpt.dump import dump
+
+    options = dump_options(arguments, log)
+    report = dump(options)
+    pages, shared = report.memory.written, report.shared.written
+    figures = {
+        "pid": report.pid,
+        "images_dir": os.path.abspath(options.images_dir),
+        "freezing_ns": report.freezing_ns,
+        "frozen_ns": report.frozen_ns,
+        "copying_ns": report.copying_ns,
+        "total_ns": report.total_ns,
+        "pages": pages + shared,
+        "bytes": (pages + shared) * _PAGE,
+    }
+    _print_figures(figures, arguments, log)
+    return 0
+
+
+def _restore(arguments: Arguments, log: LineLog) -> int:
+    from ckpt.restore import restore
+
+    options = restore_options(arguments, log)
+    pidfile = _create_pidfile(options)
+    try:
+        report = restore(options)
+    except BaseException:
+        if options.pidfile:
+            os.close(pidfile)
+            os.unlink(options.pidfile)
+        raise
+    if options.pidfile:
+        os.write(pidfile, str(report.pid).encode())
+        os.close(pidfile)
+    figures = {
+        "pid": report.pid,
+        "images_dir": os.path.abspath(options.images_dir),
+        "forking_ns": report.forking_ns,
+        "total_ns": report.total_ns,
+        "pages": report.pages,
+        "bytes": report.pages * _PAGE,
+    }
+    _print_figures(figures, arguments, log)
+    return 0 if options.detached else _wait(report.pid)
+
+
+def _create_pidfile(options: RestoreOptions) -> int:
+    """Open it before anything is restored, so that its failure is not found out afterwards."""
+    if not options.pidfile:
+        return -1
+    try:
+        return os.open(options.pidfile, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise OptionsError(f"--pidfile {options.pidfile}: {error.strerror}") from error
+
+
+def _wait(pid: int) -> int:
+    """Wait for the end of what was restored; return its exit status as a shell has it."""
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code if code >= 0 else 128 - code
+
+
+# --- the request
+
+
+def dump_options(arguments: Arguments, log: LineLog) -> DumpOptions:
+    """Return what `dump` is asked to do. Raises OptionsError."""
+    pid = arguments.number("tree")
+    if pid is None:
+        raise OptionsError("dump of what?", hint="-t PID says which process")
+    if arguments.has("leave-running") and arguments.has("leave-stopped"):
+        raise OptionsError("--leave-running and --leave-stopped exclude each other")
+    limit = arguments.size("ghost-limit")
+    return DumpOptions(
+        pid=pid,
+        leave_running=arguments.has("leave-running"),
+        leave_stopped=arguments.has("leave-stopped"),
+        prev_images_dir=arguments.text("prev-images-dir"),
+        ghost_limit=DumpOptions.ghost_limit if limit is None else limit,
+        **_common(arguments, log),
+    )
+
+
+def restore_options(arguments: Arguments, log: LineLog) -> RestoreOptions:
+    """Return what `restore` is asked to do; a sibling cannot be waited for. Raises OptionsError."""
+    pidfile = arguments.text("pidfile")
+    sibling = arguments.has("restore-sibling")
+    return RestoreOptions(
+        detached=arguments.has("restore-detached") or sibling,
+        sibling=sibling,
+        pidfile=os.path.join(_work_dir(arguments), pidfile) if pidfile else None,
+        inherit_fd=dict(map(_inherited, arguments.values.get("inherit-fd", []))),
+        **_common(arguments, log),
+    )
+
+
+def _common(arguments: Arguments, log: LineLog) -> dict[str, Any]:
+    switches = (
+        *("shell-job", "ext-unix-sk", "tcp-established", "file-locks", "evasive-devices"),
+        "link-remap",
+    )
+    return {
+        "images_dir": arguments.text("images-dir") or ".",
+        "work_dir": arguments.text("work-dir"),
+        "external": tuple(arguments.values.get("external", ())),
+        "log": log,
+        **{name.replace("-", "_"): arguments.has(name) for name in switches},
+    }
+
+
+def _inherited(text: str) -> tuple[str, int]:
+    """Take `fd[3]:pipe:[1234]` apart: the resource, and our descriptor."""
+    number, colon, key = text.removeprefix("fd[").partition("]:")
+    if not (text.startswith("fd[") and number.isdecimal() and colon and key):
+        raise OptionsError(f"--inherit-fd {text!r}", hint="write it as fd[N]:KEY")
+    return key, int(number)
+
+
+# --- what is said
+
+
+def _work_dir(arguments: Arguments) -> str:
+    return arguments.text("work-dir") or arguments.text("images-dir") or "."
+
+
+def _open_log(arguments: Arguments) -> LineLog:
+    """Open the log: a file if there is --log-file, else stderr."""
+    level = WARNING
+    for value in arguments.values.get("verbosity", ()):
+        level = int(value) if value else level + 1
+    name = arguments.text("log-file")
+    return Terminal(2 if name is None else _create_log(name, arguments), level)
+
+
+def _create_log(name: str, arguments: Arguments) -> int:
+    directory = _work_dir(arguments)
+    path = os.path.join(directory, name)
+    try:
+        if arguments.verb == "dump" and not os.path.exists(directory):
+            os.mkdir(directory)  # the dump would, but only later
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}") from error
+
+
+def _log_end(error: BaseException, arguments: Arguments, log: LineLog) -> None:
+    """Put into a log file why it ended; stderr will have it anyway."""
+    if not arguments.has("log-file"):
+        return
+    log.error(arguments.verb, str(error) or type(error).__name__)
+    if not isinstance(error, CkptError | KeyboardInterrupt):
+        import traceback
+
+        log.line(ERROR, "".join(traceback.format_exception(error)).rstrip())
+
+
+def _print_figures(figures: dict[str, Any], arguments: Arguments, log: LineLog) -> None:
+    log.stage("")
+    log.line(INFO, f"{arguments.verb} finished: {figures}")
+    if arguments.has("json"):
+        import json
+
+        print(json.dumps(figures | {"stages": log.stages}), flush=True)
+    elif arguments.has("display-stats"):
+        for name, value in figures.items():
+            print(f"{name}: {value}", flush=True)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every verb and option: what we do, what we may ignore, and what we do not do yet."""
+
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """A verb; `operands` are words that follow it, as the help names them."""
+
+    summary: str
+    operands: tuple[str, ...] = ()
+
+
+class Option(NamedTuple):
+    """An option: a switch, or one with a value if it has a metavar.
+
+    `optional` values are only taken from the same word. `verbs` are those it belongs to, all if
+    empty. `accepts` are the only values that we take.
+    """
+
+    name: str
+    short: str = ""
+    metavar: str = ""
+    help: str = ""
+    verbs: tuple[str, ...] = ()
+    optional: bool = False
+    accepts: tuple[str, ...] = ()
+
+
+VERBS = {
+    "dump": Verb("write a running process into a directory of image files"),
+    "restore": Verb("make the process in a directory of image files again"),
+    "check": Verb("tell what this kernel and these privileges allow"),
+    "show": Verb("print an image file, or a directory of them, readably", ("PATH",)),
+}
+
+_DUMP, _RESTORE, _BOTH = ("dump",), ("restore",), ("dump", "restore")
+
+OPTIONS = (
+    Option("tree", "t", "PID", "the process to dump", _DUMP),
+    Option("images-dir", "D", "DIR", "where the image files are; default: here", _BOTH),
+    Option("work-dir", "W", "DIR", "where logs, pid files and statistics go; default: -D", _BOTH),
+    Option("leave-running", "R", "", "let the process run on after the dump", _DUMP),
+    Option("leave-stopped", "s", "", "leave the process stopped after the dump", _DUMP),
+    Option("restore-detached", "d", "", "do not wait for the end of what is restored", _RESTORE),
+    Option("restore-sibling", "S", "", "make it a child of our parent, not of us", _RESTORE),
+    Option("pidfile", "", "FILE", "write the pid of what is restored to FILE", _BOTH),
+    Option("shell-job", "j", "", "its session is a shell's, which is not dumped with it", _BOTH),
+    Option("prev-images-dir", "", "DIR", "the image before this one, seen from -D", _DUMP),
+    Option("ext-unix-sk", "x", "", "leave out unix sockets' peers outside", _BOTH),
+    Option("tcp-established", "", "", "keep TCP connections", _BOTH),
+    Option("file-locks", "l", "", "keep file locks", _BOTH),
+    Option("link-remap", "", "", "give unlinked files a name again while they are away", _BOTH),
+    Option("ghost-limit", "", "SIZE", "largest deleted file that is saved; default: 1M", _DUMP),
+    Option("evasive-devices", "", "", "any path to a device will do", _BOTH),
+    Option("external", "", "RES", "what is outside of the image; may be repeated", _BOTH),
+    Option("inherit-fd", "", "fd[N]:KEY", "descriptor N of ours is the resource KEY", _RESTORE),
+    Option("timeout", "", "SECONDS", "how long a freeze may take; default: 10", _DUMP),
+    Option("feature", "", "NAME", "tell by the exit code: 0 if there is this one", ("check",)),
+    Option("all", "", "", "also what only some processes need", ("check",)),
+    Option("extra", "", "", "the same", ("check",)),
+    Option("experimental", "", "", "the same", ("check",)),
+    Option("log-file", "o", "FILE", "write the log to FILE in -W", _BOTH),
+    Option("verbosity", "v", "N", "1 errors, 2 warnings, 3 stages, 4 all; -v: one more", (), True),
+    Option("display-stats", "", "", "print the figures", _BOTH),
+    Option("json", "", "", "print the figures, or the image, as JSON"),
+    Option("help", "h", "", "print this"),
+    Option("version", "V", "", "print the version"),
+)
+
+# What asks for nothing that we would do differently: we read no configuration files, have no
+# parasite whose pages to splice, leave cgroups alone, and every dump is complete without tracking.
+IGNORED = (
+    Option("no-default-config"),
+    Option("log-pid"),
+    Option("track-mem"),
+    Option("pre-dump-mode", "", "MODE"),
+    Option("manage-cgroups", "", "MODE", optional=True, accepts=("ignore",)),
+)
+
+LATER_VERBS = frozenset(
+    ("pre-dump", "page-server", "lazy-pages", "service", "swrk", "dedup", "cpuinfo")
+)
+
+LATER = frozenset(
+    (
+        *("root", "cpu-cap", "exec-cmd", "freeze-cgroup", "weak-sysctls", "lazy-pages", "stream"),
+        *("mntns-compat-mode", "network-lock", "unprivileged", "allow-uprobes", "skip-in-flight"),
+        *("tcp-close", "ghost-fiemap", "action-script", "libdir", "force-irmap", "config"),
+        *("irmap-scan-path", "cgroup-root", "cgroup-props", "cgroup-props-file", "cgroup-yard"),
+        *("cgroup-dump-controller", "lsm-profile", "lsm-mount-context", "skip-mnt", "enable-fs"),
+        *("ext-mount-map", "enable-external-masters", "enable-external-sharing", "empty-ns"),
+        *("join-ns", "file-validation", "skip-file-rwx-check", "page-server", "auto-dedup"),
+        *("address", "port", "ps-socket", "daemon", "status-fd", "pidfd-store", "tls"),
+        *("tls-cacert", "tls-cacrl", "tls-cert", "tls-key", "tls-no-cn-verify", "veth-pair"),
+    )
+)
+"""CRIU's options that we do not have yet."""
+
+LATER_SHORTS = {"r": "root", "L": "libdir", "J": "join-ns", "M": "ext-mount-map"}
