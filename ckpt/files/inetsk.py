@@ -140,12 +140,9 @@ def _state(sock: socket.socket, out: Dump) -> tuple[int, int, int]:
     if not sock.getsockname()[1]:
         return CLOSE, 0, 0
     state = ESTABLISHED if _peer(sock) else CLOSE
-    diag = sockdiag.inet_of(sock.fileno())
-    ino = os.fstat(sock.fileno()).st_ino
-    if diag is None or diag.ino != ino:
-        family = sock.family
-        table = out.memo(("udp", family), lambda: sockdiag.inet(family, socket.IPPROTO_UDP))
-        diag = table.get(ino)
+    family = sock.family
+    table = out.memo(("udp", family), lambda: sockdiag.inet(family, socket.IPPROTO_UDP))
+    diag = table.get(os.fstat(sock.fileno()).st_ino)
     return state, 0, diag.shutdown if diag else 0
 
 

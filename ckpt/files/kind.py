@@ -107,6 +107,7 @@ class Dump:
     _memo: dict[Hashable, Any] = field(default_factory=dict)
     _undo: list[Callable[[], None]] = field(default_factory=list)
     _before_kill: list[Callable[[], None]] = field(default_factory=list)
+    _later: list[Callable[[], None]] = field(default_factory=list)
 
     def first(self, *key: Hashable) -> bool:
         """Say whether this is the first call with key: shared content is written once."""
@@ -128,8 +129,14 @@ class Dump:
             self._writers[kind] = self.image.writer(kind)
         return self._writers[kind]
 
+    def later(self, do: Callable[[], None]) -> None:
+        """Have do() called by close(): to write what was read while the target was frozen."""
+        self._later.append(do)
+
     def close(self) -> None:
-        """Finish the images that writer() began."""
+        """Do what was put off, and finish the images that writer() began."""
+        while self._later:
+            self._later.pop(0)()
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()

@@ -94,11 +94,15 @@ def dump(file: OpenFile, sock: socket.socket, entry: pb.inet_sk_entry, out: Dump
         incoming, outgoing = _queue(sock, _RECEIVE), _queue(sock, _SEND)
         with doing(f"read the TCP state of {file.name}"):
             stream = _stream(sock, incoming, outgoing)
-    with out.image.writer("tcp-stream", entry.ino) as writer:
-        writer.append(stream, incoming[0] + outgoing[0])
+    out.later(lambda: _write(stream, incoming[0] + outgoing[0], entry.ino, out))
     if not (out.options.leave_running or out.options.leave_stopped):
         twin = socket.socket(fileno=os.dup(sock.fileno()))
         out.before_kill(lambda: _silence(twin, file.name))
+
+
+def _write(stream: pb.tcp_stream_entry, data: bytes, ino: int, out: Dump) -> None:
+    with out.image.writer("tcp-stream", ino) as writer:
+        writer.append(stream, data)
 
 
 def _silence(sock: socket.socket, name: str) -> None:

@@ -41,8 +41,9 @@ class UnixSk(FileKind):
     def check(cls, file: OpenFile, options: DumpOptions) -> None:
         """Refuse a peer outside, and what travels in queues besides bytes."""
         diag = _find(file, sockdiag.unix({file.stat.st_ino}))
-        asks = diag.peer or diag.icons or _is_alone(diag)
-        _check_peer(file, diag, sockdiag.unix() if asks else {}, options)
+        # All sockets are asked for only if it takes to find the other end.
+        outside = diag.peer and _outside(file, diag.peer) and options.ext_unix_sk
+        _check_peer(file, diag, sockdiag.unix() if outside or _is_alone(diag) else {}, options)
         check_options(file)
         if diag.state != LISTEN and diag.rqueue:
             with borrowed(file.fd) as sock:
