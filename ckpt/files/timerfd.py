@@ -3,8 +3,7 @@
 
 fdinfo and the image have the time that was *left*, whatever the flags say; so a timer goes on with
 what was left of it, in a life as in a later boot, and only the flags still tell that it was set to
-an absolute time. That a timer has expired and waits to be read is all that is known of an expired
-one: the periods between its expiry and the dump are counted by no one.
+an absolute time.
 """
 
 import fcntl
@@ -17,6 +16,7 @@ from ckpt.errors import ImageError
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore, anon_inode
 from ckpt.image import pb
 from ckpt.kernel import files
+from ckpt.kernel.fdinfo import fdinfo
 
 _ABSTIME = 1
 _SET_TICKS = 0x40085400  # TFD_IOC_SET_TICKS, _IOW('T', 0, __u64) of linux/timerfd.h
@@ -39,8 +39,13 @@ class TimerFd(FileKind):
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:
-        """Take all of it from fdinfo (timerfd_show in fs/timerfd.c)."""
-        timer = file.info.timer
+        """Take all of it from fdinfo (timerfd_show in fs/timerfd.c), once that is up to date.
+
+        A periodic timer that has expired stands still, as if disarmed, until somebody reads it or
+        asks for its time; only then are the periods since counted. To ask loses nothing.
+        """
+        files.timerfd_gettime(file.fd)
+        timer = fdinfo("self", file.fd).timer
         assert timer, file.name
         (vsec, vnsec), (isec, insec) = timer.value, timer.interval
         return pb.timerfd_entry(
@@ -78,8 +83,8 @@ def _nanoseconds(entry: Any, seconds: int, nanoseconds: int) -> int:
 
 
 def _arm(fd: int, entry: Any, value: int, interval: int) -> None:
-    # A periodic timer stands still from its expiry until it is read, and the kernel knows that
-    # from the expiry alone: SET_TICKS would leave it standing for ever. So it has to expire.
+    # CRIU saves an expired periodic timer as it stands (see dump). The kernel starts it again at
+    # the next read if it has expired itself; SET_TICKS would leave it standing for ever.
     expired = bool(entry.ticks and interval and not value)
     left = 1 if expired else value
     if left and entry.settime_flags & _ABSTIME:

@@ -121,6 +121,7 @@ class NR(IntEnum):
     close = 3
     tee = 276
     timerfd_create = 283
+    timerfd_gettime = 287
     signalfd4 = 289
     renameat2 = 316
     openat2 = 437

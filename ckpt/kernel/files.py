@@ -87,6 +87,13 @@ def timerfd_create(clock: int, flags: int = 0) -> int:
     return check(syscall(NR.timerfd_create, clock, flags), "timerfd_create")
 
 
+def timerfd_gettime(fd: int) -> tuple[int, int]:
+    """Return the time left and the interval, in nanoseconds; counts the periods gone by."""
+    room = ffi.new("int64_t[4]")
+    check(_call(NR.timerfd_gettime, fd, int(ffi.cast("uintptr_t", room))), "timerfd_gettime")
+    return room[2] * 10**9 + room[3], room[0] * 10**9 + room[1]
+
+
 def timerfd_settime(fd: int, flags: int, value: int, interval: int) -> None:
     """Arm a timer; both times are in nanoseconds (timerfd_create(2))."""
     spec = _ITIMERSPEC.pack(*divmod(interval, 10**9), *divmod(value, 10**9))

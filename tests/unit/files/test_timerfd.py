@@ -73,6 +73,26 @@ def test_a_periodic_timer_goes_on_after_it_expired(round_trip, timer, flags):
     assert readable(copy)
 
 
+def test_the_periods_before_the_dump_count(round_trip, timer):
+    fd = timer(time.CLOCK_MONOTONIC, 0, 1, SECOND // 1000)
+    assert readable(timer(time.CLOCK_MONOTONIC, 0, SECOND // 50))
+    file_id = round_trip.dump(TimerFd, fd)
+    message = round_trip.message(file_id)
+    assert message.ticks >= 20
+    assert message.vsec + message.vnsec > 0
+    assert expirations(fd) >= message.ticks
+    assert expirations(round_trip.create(file_id)) >= message.ticks
+
+
+def test_criu_saves_an_expired_timer_as_if_disarmed(round_trip, timer):
+    file_id = round_trip.dump(TimerFd, timer(time.CLOCK_MONOTONIC, 0, SECOND, SECOND // 100))
+    message = round_trip.message(file_id)
+    message.ticks, message.vsec, message.vnsec = 1, 0, 0
+    copy = round_trip.create(file_id)
+    assert expirations(copy)
+    assert readable(copy)
+
+
 def test_many_expirations(round_trip, timer):
     file_id = round_trip.dump(TimerFd, timer(time.CLOCK_MONOTONIC, 0, 0))
     round_trip.message(file_id).ticks = 2**40
