@@ -2,7 +2,7 @@
 """What a dump or restore was asked to do; the same for the command line and the RPC."""
 
 from collections.abc import Mapping
-from typing import Any, NoReturn, dataclass_transform
+from typing import Any, NoReturn, Self, dataclass_transform
 
 from ckpt.log import Log
 
@@ -16,6 +16,10 @@ class _Request:
             if not any(name in kind.__annotations__ for kind in type(self).__mro__[:-2]):
                 raise TypeError(f"{type(self).__name__} has no {name}")
         self.__dict__.update(given)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return the same request but for these fields."""
+        return type(self)(**(self.__dict__ | changes))
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{type(self).__name__}.{name} is as it was asked for")

@@ -13,9 +13,8 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckpt.errors import ImageError, KernelError, Unsupported
 from ckpt.files.kind import Dump, Restore
@@ -168,8 +167,7 @@ def _read_remaps(make: Restore) -> dict[int, Any]:
     return {entry.orig_id: entry for entry, _ in make.image.records("remap-fpath")}
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """A name in a directory for a while. It has to end as `final`, which /proc then shows."""
 
     directory: int

@@ -11,10 +11,9 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cmp_to_key
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckpt.errors import ImageError, KernelError, Unsupported
 from ckpt.files import KINDS
@@ -35,8 +34,7 @@ _SETOWN_EX = 15
 BY_TYPE: dict[int, type[FileKind]] = {kind.type: kind for kind in KINDS}
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """A number of the target's table, with what fdinfo says of its file."""
 
     number: int

@@ -10,14 +10,13 @@ show_fdinfo function of each kind in the kernel. Device numbers are the kernel's
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ckpt.kernel import procfs
 from ckpt.kernel.procfs import Pid
 
 
-@dataclass(frozen=True, slots=True)
-class EpollTarget:
+class EpollTarget(NamedTuple):
     """A member of an epoll set, by the number its descriptor had at EPOLL_CTL_ADD.
 
     `pos`, `ino` and `sdev` are of the file itself (Linux 4.13), which may no longer be the one
@@ -32,8 +31,7 @@ class EpollTarget:
     sdev: int
 
 
-@dataclass(frozen=True, slots=True)
-class TimerFd:
+class TimerFd(NamedTuple):
     """The state of a timerfd; times are (seconds, nanoseconds), `value` the time left.
 
     `ticks` are the expirations not yet read; `settime_flags` the TFD_TIMER_ flags it was armed
@@ -47,8 +45,7 @@ class TimerFd:
     interval: tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class InotifyWatch:
+class InotifyWatch(NamedTuple):
     """An inotify watch. The file handle (type, bytes) is empty if the file system exports none."""
 
     wd: int
@@ -60,8 +57,7 @@ class InotifyWatch:
     handle: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class FanotifyMark:
+class FanotifyMark(NamedTuple):
     """A fanotify mark: on an inode (`ino`, `sdev`), a mount (`mnt_id`) or a file system (`sdev`).
 
     What does not apply is None. `mflags` are the FAN_MARK_ flags kept with it.
@@ -77,8 +73,7 @@ class FanotifyMark:
     handle: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Fanotify:
+class Fanotify(NamedTuple):
     """A fanotify group: the two arguments of fanotify_init(2), and its marks."""
 
     flags: int
@@ -86,8 +81,7 @@ class Fanotify:
     marks: tuple[FanotifyMark, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Lock:
+class Lock(NamedTuple):
     """A file lock or lease.
 
     `kind` is POSIX, FLOCK, OFDLCK, LEASE or DELEG; `mode` ADVISORY, or a lease's ACTIVE,
@@ -108,8 +102,7 @@ class Lock:
     end: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class FdInfo:
+class FdInfo(NamedTuple):
     """One open file. What its kind does not have is None or empty.
 
     `flags` are the open(2) flags with O_CLOEXEC of this very descriptor; `ino` is 0 before Linux
@@ -133,7 +126,7 @@ class FdInfo:
     pidfd_ns: tuple[int, ...] = ()
     tty_index: int | None = None
     locks: tuple[Lock, ...] = ()
-    other: Mapping[str, str] = field(default_factory=dict)
+    other: Mapping[str, str] = {}
 
 
 _COMMON = re.compile(rb"pos:\t(-?\d+)\nflags:\t(\d+)\nmnt_id:\t(-?\d+)\n(?:ino:\t(\d+)\n)?")

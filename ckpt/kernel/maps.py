@@ -11,16 +11,15 @@ import errno
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 from ckpt.errors import KernelError
 from ckpt.kernel import procfs
 from ckpt.kernel.procfs import Pid
 
 
-@dataclass(frozen=True, slots=True)
-class MapsEntry:
+class MapsEntry(NamedTuple):
     """One mapping, [start, end).
 
     `prot` is made of PROT_READ 1, PROT_WRITE 2 and PROT_EXEC 4; `pgoff` is in bytes; the device
@@ -44,14 +43,22 @@ class MapsEntry:
         return os.makedev(self.major, self.minor)
 
 
-@dataclass(frozen=True, slots=True)
-class SmapsEntry(MapsEntry):
-    """One mapping with what is in it, in bytes; hugetlb pages are not counted.
+class SmapsEntry(NamedTuple):
+    """One mapping, as in MapsEntry, with what is in it, in bytes; hugetlb pages are not counted.
 
     `vm_flags` are the two-letter codes of proc_pid_smaps(5) ("gd" grows down, "io", "dd", "uw"
     userfaultfd write-protect, ...). `protection_key` is 0 where the processor has none.
     """
 
+    start: int
+    end: int
+    prot: int
+    shared: bool
+    pgoff: int
+    major: int
+    minor: int
+    inode: int
+    path: str
     kernel_page_size: int
     rss: int
     anonymous: int
@@ -59,6 +66,11 @@ class SmapsEntry(MapsEntry):
     thp_eligible: bool
     protection_key: int
     vm_flags: frozenset[str]
+
+    @property
+    def dev(self) -> int:
+        """The device as `os.stat` numbers it."""
+        return os.makedev(self.major, self.minor)
 
 
 _HEAD = rb"([0-9a-f]+)-([0-9a-f]+) ([r-][w-][x-][ps]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *"

@@ -3,14 +3,13 @@
 
 import os
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckpt.kernel import procfs
 from ckpt.kernel.procfs import Pid
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """One mount.
 
     `root` is the part of the file system that is mounted; `mountpoint` is relative to the task's

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What /proc says about a task: one function per file, one frozen dataclass per record.
+"""What /proc says about a task: one function per file, one named tuple per record.
 
 `x(pid)` reads and parses, `parse_x(text)` only parses. A pid is a number or "self"; wherever the
 kernel keeps the value per thread, a tid is as good as a pid, since /proc/TID exists though it is
@@ -17,8 +17,7 @@ import errno
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ckpt.errors import CkptError, KernelError, NoSuchTask, NotPermitted
 
@@ -84,8 +83,7 @@ def _failure(error: OSError, doing: str, path: str) -> CkptError:
 # --- stat
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(NamedTuple):
     """/proc/PID/stat: names and units as in proc_pid_stat(5).
 
     `starttime` is in clock ticks since boot and, with the pid, names a process for good. The
@@ -172,8 +170,7 @@ def _of(tid: int | None, name: str) -> str:
 # --- status
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(NamedTuple):
     """/proc/PID/status: names as in proc_pid_status(5), sizes in bytes, sets as bit masks.
 
     What a kernel, or a task without memory, does not show is 0 or empty. `uids` and `gids` are
@@ -366,8 +363,7 @@ def _limit(value: bytes) -> int:
     return RLIM_INFINITY if value == b"unlimited" else int(value)
 
 
-@dataclass(frozen=True, slots=True)
-class PosixTimer:
+class PosixTimer(NamedTuple):
     """A timer_create(2) timer.
 
     `notify` is a SIGEV_ number: 0 signal, 1 none, 2 thread, with 4 (SIGEV_THREAD_ID) added when
@@ -438,8 +434,7 @@ def parse_cgroup(text: bytes) -> list[tuple[int, str, str]]:
     return [(int(hierarchy), controllers, path) for hierarchy, controllers, path in split]
 
 
-@dataclass(frozen=True, slots=True)
-class Syscall:
+class Syscall(NamedTuple):
     """The system call a task is blocked in; `number` -1 and no `args` if blocked outside of one."""
 
     number: int
@@ -518,8 +513,7 @@ def id_map(pid: Pid, kind: Literal["uid", "gid"]) -> list[tuple[int, int, int]]:
 # --- System V shared memory of our own IPC namespace
 
 
-@dataclass(frozen=True, slots=True)
-class Shm:
+class Shm(NamedTuple):
     """A System V shared memory segment: names as in /proc/sysvipc/shm, `size` in bytes.
 
     `perms` holds the mode and, above it, SHM_DEST (0o1000) and SHM_LOCKED (0o2000).

@@ -18,9 +18,9 @@ import errno
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from struct import Struct
 from types import TracebackType
+from typing import NamedTuple
 
 from ckpt.errors import CkptError, KernelError
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs, find_gadget, home
@@ -40,8 +40,7 @@ _HEAD = Struct("<6Q")  # sigmask, tgid, tid, signo, count, done
 _QUIET = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
 
 
-@dataclass(frozen=True, slots=True)
-class Gadget:
+class Gadget(NamedTuple):
     """A `syscall` instruction in the task's code, and how the stack rises to its `ret`."""
 
     address: int
@@ -108,8 +107,7 @@ class Segment:
         self.close()
 
 
-@dataclass(slots=True)
-class Slot:
+class Slot(NamedTuple):
     """A thread's part of a segment: offset and room in bytes."""
 
     segment: Segment

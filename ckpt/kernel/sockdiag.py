@@ -14,7 +14,7 @@ import socket
 import struct
 import sys
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckpt.errors import KernelError, NotPermitted
 
@@ -51,8 +51,7 @@ _INET_SHUTDOWN, _INET_SKV6ONLY = 8, 11
 _FEW = 64
 
 
-@dataclass(frozen=True, slots=True)
-class UnixDiag:
+class UnixDiag(NamedTuple):
     """A unix socket.
 
     `type` is a SOCK_ number, `state` one of TCP's (1 established, 7 closed, 10 listening; 2 while
@@ -77,8 +76,7 @@ class UnixDiag:
     shutdown: int
 
 
-@dataclass(frozen=True, slots=True)
-class InetDiag:
+class InetDiag(NamedTuple):
     """An internet socket.
 
     `state` is TCP's (1 established, 7 closed or unconnected UDP, 10 listening); addresses are

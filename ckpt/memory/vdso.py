@@ -8,7 +8,7 @@ are two kinds of vvar mappings, side by side, that CRIU keeps as one.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckpt.errors import ImageError
 from ckpt.image import pb
@@ -21,8 +21,7 @@ from ckpt.memory.vmas import Status
 _MAYMOVE_FIXED = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A mapping of the group."""
 
     start: int
@@ -34,8 +33,7 @@ class Part:
         return self.end - self.start
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """The parts of a vDSO group: data pages first or last, as they lie; code has the code."""
 
     parts: tuple[Part, ...]

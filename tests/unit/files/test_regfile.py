@@ -2,7 +2,6 @@
 import fcntl
 import os
 import stat
-from dataclasses import replace
 
 import pytest
 
@@ -26,7 +25,7 @@ def finish(round_trip):
 
 
 def options(round_trip, **changes):
-    round_trip.out.options = replace(round_trip.out.options, **changes)
+    round_trip.out.options = round_trip.out.options.replace(**changes)
 
 
 @pytest.mark.parametrize(
