@@ -3,7 +3,6 @@
 
 import os
 import time
-from dataclasses import dataclass, field
 from functools import partial
 
 from ckpt.errors import KernelError
@@ -26,17 +25,13 @@ from ckpt.task import ids, regs
 from ckpt.task.restart import image_regs
 
 
-@dataclass(slots=True)
 class DumpReport:
     """What a dump did. Times in ns; pages of 4096 bytes."""
 
-    pid: int
-    freezing_ns: int = 0
-    frozen_ns: int = 0
-    copying_ns: int = 0
-    total_ns: int = 0
-    memory: Counts = field(default_factory=Counts)
-    shared: Counts = field(default_factory=Counts)
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.freezing_ns = self.frozen_ns = self.copying_ns = self.total_ns = 0
+        self.memory, self.shared = Counts(), Counts()
 
 
 class Snapshot:

@@ -7,9 +7,8 @@ the process runs again. Every thread answers at the same time as the others.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from ckpt.freeze import Frozen, FrozenThread
 from ckpt.image import pb
@@ -26,8 +25,7 @@ _LEADER_ROOM, _TIMER_ROOM, _THREAD_ROOM, _SPARE_THREADS = 16 << 10, 512, 2 << 10
 ThreadAnswer = Callable[[Tracee], tuple[pb.thread_core_entry, int]]
 
 
-@dataclass(slots=True)
-class _ThreadQuestions:
+class _ThreadQuestions(NamedTuple):
     slot: Slot
     batch: Batch
     thread: ThreadAnswer

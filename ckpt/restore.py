@@ -3,7 +3,7 @@
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckpt.image.directory import ImageDir
 from ckpt.image.pages import PageReader
@@ -12,8 +12,7 @@ from ckpt.rebuild import Task
 from ckpt.saved import Files, read
 
 
-@dataclass(slots=True)
-class RestoreReport:
+class RestoreReport(NamedTuple):
     """What a restore did. Times in ns; pages of 4096 bytes."""
 
     pid: int

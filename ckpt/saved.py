@@ -2,8 +2,8 @@
 """The image of one process as a restore needs it: read, checked, its files made."""
 
 import os
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from ckpt.errors import ImageError
 from ckpt.files import regfile
@@ -19,8 +19,7 @@ from ckpt.options import RestoreOptions
 from ckpt.task import regs, signals
 
 
-@dataclass(slots=True)
-class Saved:
+class Saved(NamedTuple):
     """The records of a process."""
 
     pid: int

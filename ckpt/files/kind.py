@@ -15,13 +15,13 @@ To add a kind: `protos/x.proto`, `ckpt/files/x.py`, `tests/programs/x.c`, and a 
 import fcntl
 import os
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from struct import Struct
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from ckpt.errors import ImageError
 from ckpt.image import pb
-from ckpt.image.directory import ImageDir, RecordWriter
+from ckpt.image.directory import ImageDir
+from ckpt.image.records import RecordWriter
 from ckpt.kernel.fdinfo import FdInfo
 from ckpt.kernel.remote import Batch
 from ckpt.options import DumpOptions, RestoreOptions
@@ -32,8 +32,7 @@ F_GETOWN_EX, F_GETOWNER_UIDS = 16, 17
 _OWNER = Struct("<ii")
 
 
-@dataclass(slots=True)
-class OpenFile:
+class OpenFile(NamedTuple):
     """One open file of the target, seen through a local copy of its descriptor.
 
     fd is the local copy (the table closes it), pid and number name the target's own descriptor
@@ -88,7 +87,6 @@ class LoadShmem(Protocol):
         """Write the saved pages of shmid to the file at fd."""
 
 
-@dataclass(slots=True)
 class Dump:
     """What the kinds of one dump share.
 
@@ -96,18 +94,23 @@ class Dump:
     mount namespace of its own.
     """
 
-    image: ImageDir
-    options: DumpOptions
-    save_shmem: SaveShmem
-    next_id: Callable[[], int]
-    add_entry: Callable[[pb.file_entry], None]
-    root: str = "/"
-    _seen: set[Hashable] = field(default_factory=set)
-    _writers: dict[str, RecordWriter] = field(default_factory=dict)
-    _memo: dict[Hashable, Any] = field(default_factory=dict)
-    _undo: list[Callable[[], None]] = field(default_factory=list)
-    _before_kill: list[Callable[[], None]] = field(default_factory=list)
-    _later: list[Callable[[], None]] = field(default_factory=list)
+    def __init__(
+        self,
+        image: ImageDir,
+        options: DumpOptions,
+        save_shmem: SaveShmem,
+        next_id: Callable[[], int],
+        add_entry: Callable[[pb.file_entry], None],
+        root: str = "/",
+    ) -> None:
+        self.image, self.options, self.root = image, options, root
+        self.save_shmem, self.next_id, self.add_entry = save_shmem, next_id, add_entry
+        self._seen: set[Hashable] = set()
+        self._writers: dict[str, RecordWriter] = {}
+        self._memo: dict[Hashable, Any] = {}
+        self._undo: list[Callable[[], None]] = []
+        self._before_kill: list[Callable[[], None]] = []
+        self._later: list[Callable[[], None]] = []
 
     def first(self, *key: Hashable) -> bool:
         """Say whether this is the first call with key: shared content is written once."""
@@ -160,21 +163,25 @@ class Dump:
             self._before_kill.pop()()
 
 
-@dataclass(slots=True)
 class Restore:
     """What the kinds of one restore share; entries maps image ids to files.img's records.
 
     root is as in Dump. close() it once every file is made, mapped and in its place.
     """
 
-    image: ImageDir
-    options: RestoreOptions
-    entries: dict[int, pb.file_entry]
-    load_shmem: LoadShmem
-    make: Callable[[int], int] = lambda _: -1
-    root: str = "/"
-    _once: dict[Hashable, Any] = field(default_factory=dict)
-    _at_end: list[Callable[[bool], None]] = field(default_factory=list)
+    def __init__(
+        self,
+        image: ImageDir,
+        options: RestoreOptions,
+        entries: dict[int, pb.file_entry],
+        load_shmem: LoadShmem,
+        make: Callable[[int], int] = lambda _: -1,
+        root: str = "/",
+    ) -> None:
+        self.image, self.options, self.root = image, options, root
+        self.entries, self.load_shmem, self.make = entries, load_shmem, make
+        self._once: dict[Hashable, Any] = {}
+        self._at_end: list[Callable[[bool], None]] = []
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what make() gave when first asked for key: both ends of a pipe, say."""
@@ -200,8 +207,7 @@ class Restore:
             self._at_end.pop()(ok)
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(NamedTuple):
     """Where a restored file ended up: its lowest number in the task, and the file's image id."""
 
     number: int

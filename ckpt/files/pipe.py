@@ -14,8 +14,7 @@ import os
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckpt.errors import ImageError, KernelError, NotPermitted
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
@@ -57,8 +56,7 @@ class Pipe(FileKind):
         return os.open(f"/proc/self/fd/{ends.handle}", access | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-@dataclass(slots=True)
-class _Ends:
+class _Ends(NamedTuple):
     """A pipe just made: its ends by access mode, and an O_PATH descriptor that is no end of it."""
 
     free: dict[int, int]

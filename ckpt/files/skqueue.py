@@ -17,9 +17,9 @@ import errno
 import fcntl
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ckpt.errors import Unsupported
 from ckpt.files.kind import Dump, OpenFile, Restore
@@ -36,12 +36,11 @@ _SHUT_READ = 1
 _ROOMY = 64 << 20
 
 
-@dataclass(slots=True)
-class Packet:
+class Packet(NamedTuple):
     """A packet, or a piece of a stream; scm will name descriptors that travel with it."""
 
     data: bytes
-    scm: list[pb.scm_entry] = field(default_factory=list)
+    scm: Sequence[pb.scm_entry] = ()
 
 
 def packets(sock: socket.socket, name: str, shutdown: int = 0) -> list[Packet]:

@@ -7,7 +7,7 @@ takes from its peer alone. Options come last: SO_PASSCRED would bind a socket th
 """
 
 import socket
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ckpt.errors import ImageError
 from ckpt.files.kind import Restore
@@ -25,12 +25,11 @@ Entry = pb.unix_sk_entry
 Made = dict[int, socket.socket]
 
 
-@dataclass(slots=True)
-class _Plan:
+class _Plan(NamedTuple):
     """The records of an image, by inode, and the sockets made so far, by file id."""
 
     entries: dict[int, Entry]
-    made: Made = field(default_factory=dict)
+    made: Made
 
     def peer(self, entry: Entry) -> Entry | None:
         """Return the record of the other end, if there is one."""
@@ -53,7 +52,7 @@ class _Plan:
 def make_all(make: Restore) -> Made:
     """Return every unix socket of the image by file id. Raises ImageError, KernelError."""
     records = (r.usk for r in make.entries.values() if r.type == pb.FD_UNIXSK)
-    plan = _Plan({entry.ino: entry for entry in records})
+    plan = _Plan({entry.ino: entry for entry in records}, {})
     for entry in plan.inside():
         if entry.peer and plan.peer(entry) is None:
             raise ImageError(f"files.img: unix socket {entry.id}: its peer is not in the image")
@@ -118,7 +117,7 @@ def _make_pair(plan: _Plan, entry: Entry, make: Restore) -> None:
     if peer.name and (not entry.name or _shares_name(plan, peer)):
         entry, peer = peer, entry
     server, client = _connection(plan, entry, peer)
-    plan.made |= {entry.id: server, peer.id: client}
+    plan.made.update({entry.id: server, peer.id: client})
     send_all(client, queue_of(entry.id, make))
     send_all(server, queue_of(peer.id, make))
 
@@ -208,7 +207,7 @@ def _make_datagram_pair(plan: _Plan, entry: Entry, make: Restore) -> None:
     assert peer is not None
     with doing("socketpair AF_UNIX"):
         one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    plan.made |= {entry.id: one, peer.id: other}
+    plan.made.update({entry.id: one, peer.id: other})
     bind(one, entry)
     bind(other, peer)
     send_all(other, queue_of(entry.id, make))

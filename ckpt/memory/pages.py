@@ -8,7 +8,6 @@ cache. Back in by preadv, made by the task itself: one copy, from the page cache
 import mmap
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 
 from ckpt.errors import ImageError, KernelError
@@ -25,12 +24,13 @@ _IOV_MAX = 1024
 _READ_MAX = 1 << 30  # the kernel moves at most 2 GiB a call
 
 
-@dataclass(slots=True)
 class Counts:
     """Pages looked at and pages written."""
 
-    scanned: int = 0
-    written: int = 0
+    __slots__ = ("scanned", "written")
+
+    def __init__(self, scanned: int = 0, written: int = 0) -> None:
+        self.scanned, self.written = scanned, written
 
 
 def dumped(pagemap: int, entry: pb.vma_entry) -> tuple[list[Region], list[pb.vma_entry]]:

@@ -97,5 +97,5 @@ def test_huge_pages_are_told(round_trip):
 
 def test_a_file_of_that_name_is_none(round_trip):
     file = round_trip.open_file(round_trip.keep(os.open("/proc/self/status", os.O_RDONLY)))
-    file.link = "/memfd:x (deleted)"
+    file = file._replace(link="/memfd:x (deleted)")
     assert not Memfd.claims(file)
