@@ -6,8 +6,9 @@ import time
 from functools import partial
 
 from ckpt.errors import KernelError
-from ckpt.files import regfile, table
+from ckpt.files import table
 from ckpt.files.kind import Dump
+from ckpt.files.mapped import save_mapped
 from ckpt.freeze import Frozen
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
@@ -22,7 +23,6 @@ from ckpt.memory.pages import Counts
 from ckpt.options import DumpOptions
 from ckpt.refuse import check
 from ckpt.task import ids, regs
-from ckpt.task.restart import image_regs
 
 
 class DumpReport:
@@ -120,7 +120,7 @@ def take_core(snapshot: Snapshot, questions: Questions, frozen: Frozen) -> None:
     for one in frozen.threads:
         record, clear_tid = questions.thread(one.tracee)
         core = pb.core_entry(mtype=regs.MACHINE, thread_core=record)
-        regs.dump(regs.take(one.tracee, image_regs(one.regs)), clear_tid, core)
+        regs.dump(regs.take(one.tracee, one.resumption.image), clear_tid, core)
         if one is frozen.leader:
             core.tc.CopyFrom(questions.process(one.tracee))
             core.tc.blk_sigset = one.sigmask
@@ -145,7 +145,7 @@ def _save_link(link: str, out: Dump) -> int:
     except OSError as error:
         raise KernelError(error.errno or 0, f"opening {link}") from error
     try:
-        return regfile.save_path(fd, os.readlink(link), out)
+        return save_mapped(fd, os.readlink(link), out)
     finally:
         os.close(fd)
 

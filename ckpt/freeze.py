@@ -16,21 +16,26 @@ from ckpt.errors import NoSuchTask, TargetDied
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import Regs
 from ckpt.kernel.ptrace import EVENT_STOP, WALL, Options, Tracee
-from ckpt.task.restart import resumed
+from ckpt.task.restart import Sleep, resumption, scheduler_offset, sleeps
 
 _GROUP_STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
 
 class FrozenThread:
-    """A stopped thread: its tracee, and the registers and signal mask it stopped with."""
+    """A stopped thread: its tracee, its signal mask, and how it goes on, here and in the image."""
 
-    __slots__ = ("regs", "sigmask", "stop_signal", "tracee")
+    __slots__ = ("resumption", "sigmask", "stop_signal", "tracee")
 
-    def __init__(self, tracee: Tracee, stop_signal: int) -> None:
+    def __init__(self, tracee: Tracee, stop_signal: int, sleep: Sleep | None, now: int) -> None:
         self.tracee = tracee
         self.stop_signal = stop_signal
         self.sigmask = tracee.sigmask()
-        self.regs: Regs = resumed(tracee, self.sigmask)
+        self.resumption = resumption(tracee, self.sigmask, sleep, now)
+
+    @property
+    def regs(self) -> Regs:
+        """The registers that it goes on with here, by way of `arch.home`."""
+        return self.resumption.regs
 
     @property
     def tid(self) -> int:
@@ -52,10 +57,14 @@ class Frozen:
         self.freezing_ns = self.frozen_ns = 0
         self._since = 0
         self._seized: dict[int, Tracee] = {}
+        self._sleeps: dict[int, Sleep] = {}
+        self._offset = 0
 
     def __enter__(self) -> Self:
         try:
             self._seize(procfs.threads(self.pid))
+            self._offset = scheduler_offset()
+            self._sleeps = sleeps(list(self._seized))
             self._since = time.monotonic_ns()
             self._stop()
             self.freezing_ns = time.monotonic_ns() - self._since
@@ -111,7 +120,8 @@ class Frozen:
             del self._seized[tracee.tid]
             return
         group_stop = stop.signo if stop.signo in _GROUP_STOPS else 0
-        self.threads.append(FrozenThread(tracee, group_stop))
+        sleep, now = self._sleeps.get(tracee.tid), self._since - self._offset
+        self.threads.append(FrozenThread(tracee, group_stop, sleep, now))
         self.threads.sort(key=lambda thread: thread.tid != self.pid)
 
     def release(self) -> None:

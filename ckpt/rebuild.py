@@ -8,11 +8,13 @@ it is stopped. Until `run` it is traced with PTRACE_O_EXITKILL, and dies with us
 import os
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from ckpt.errors import CkptError, KernelError, OptionsError, PidTaken
+from ckpt.image import pb
 from ckpt.image.pages import PageReader, PageRun
 from ckpt.kernel import maps, procfs
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
@@ -24,7 +26,7 @@ from ckpt.memory.pages import Filler
 from ckpt.memory.vmas import KERNELS_OWN, Status
 from ckpt.options import RestoreOptions
 from ckpt.saved import Files, Saved
-from ckpt.task import process, regs, sched, thread, timers
+from ckpt.task import process, regs, sched, signals, thread, timers
 
 _CLONE_PARENT = 0x8000
 _CLONE_THREAD = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000  # VM FS FILES SIGHAND ... SYSVSEM
@@ -60,7 +62,8 @@ class Task:
         pid = self.saved.pid
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        for tid in sorted(self._tracees, key=lambda tid: tid == pid):
+        # A thread that clone3 made before it failed for another is ours to reap, too.
+        for tid in sorted(self.saved.tids, key=lambda tid: tid == pid):
             with suppress(ChildProcessError):
                 while os.WIFSTOPPED(os.waitpid(tid, WALL)[1]):
                     pass
@@ -77,8 +80,12 @@ class Task:
 
     # --- the steps
 
-    def begin(self) -> None:
-        """Fork it, stop it, and empty its memory of all but the vDSO, put in its place."""
+    def begin(self, files: Files) -> None:
+        """Fork it, stop it, and empty its memory of all but the vDSO, put in its place.
+
+        The exe link is set while nothing is mapped: the kernel refuses it (EBUSY) while a mapping
+        of the old one is left, which is ours, but may be the new one as well.
+        """
         saved = self.saved
         ours = maps.maps("self")
         group = vdso.ours(ours)
@@ -99,6 +106,7 @@ class Task:
             batch.call(NR.munmap, start, end - start, must=True)
         if group and place:
             vdso.move(group, place, [*busy, *kept], batch)
+        mm.restore(saved.mm, files.exe, batch)
         self._run(batch)
         self._find_gadget(place)
 
@@ -126,7 +134,8 @@ class Task:
             os.close(lifeline[1])
             os.close(lifeline[0])
         self._regs = tracee.regs()._replace(orig_ax=NO_SYSCALL)
-        self._remotes[pid] = Remote(tracee, pid, self._leader_slot, signo=quiet_signal(0, 0))
+        signo = quiet_signal(0, self.saved.pending())
+        self._remotes[pid] = Remote(tracee, pid, self._leader_slot, signo=signo)
         self.forking_ns = time.monotonic_ns() - since
 
     def _join_session(self, batch: Batch) -> None:
@@ -152,20 +161,20 @@ class Task:
 
     def map(self, files: Files, reader: PageReader) -> None:
         """Make all mappings and fill them."""
+        pages = list(self._saved_pages(reader))
         batch = self._batch()
-        for entry in self.saved.vmas:
+        for entry, runs in pages:
             if not entry.status & (KERNELS_OWN | Status.GUARD):
-                vmas.map_in(entry, files.mapped(entry), batch)
+                vmas.map_in(entry, files.mapped(entry), batch, fill=bool(runs))
         self._run(batch)
-        self._fill(reader)
+        self._fill([run for _, runs in pages for run in runs], reader)
         batch = self._batch()
-        for entry in self.saved.vmas:
+        for entry, runs in pages:
             if not entry.status & KERNELS_OWN:
-                vmas.finish(entry, batch)
+                vmas.finish(entry, batch, fill=bool(runs))
         self._run(batch)
 
-    def _fill(self, reader: PageReader) -> None:
-        runs = self._within(reader)
+    def _fill(self, runs: list[PageRun], reader: PageReader) -> None:
         filler = Filler(reader)
         while runs:
             batch = self._batch()
@@ -174,42 +183,43 @@ class Task:
             self.pages += filler.check()
             runs = runs[taken:]
 
-    def _within(self, reader: PageReader) -> list[PageRun]:
-        """Return the saved runs, cut to the private mappings; a vDSO's pages are not needed."""
-        found: list[PageRun] = []
+    def _saved_pages(self, reader: PageReader) -> Iterator[tuple[pb.vma_entry, list[PageRun]]]:
+        """Yield each mapping with the saved runs in it, cut to it."""
         runs = iter(reader)
         run = next(runs, None)
         for entry in self.saved.vmas:
-            while run and run.end <= entry.start:
-                run = next(runs, None)
+            found = []
             while run and run.vaddr < entry.end:
-                if vmas.is_private(entry):
+                if run.end > entry.start and vmas.is_private(entry):
                     found.append(run.part(entry.start, entry.end))
                 if run.end > entry.end:
                     break
                 run = next(runs, None)
-        return found
-
-    def open(self, files: Files) -> None:
-        """Put all descriptors in their places and connect what hangs on numbers."""
-        batch = self._batch()
-        files.table.place(batch)
-        self._run(batch)
-        batch = self._batch()
-        files.table.connect(batch)
-        self._run(batch)
+            yield entry, found
 
     def become(self, files: Files) -> None:
-        """Take on what the whole process shares, and close what is ours."""
+        """Take on what the whole process shares."""
         saved = self.saved
         batch = self._batch()
-        mm.restore(saved.mm, files.exe, batch)
         process.restore(saved.leader.tc, batch)
         files.restore_fs(saved.fs, batch)
-        files.table.close_rest(batch)
-        process.restore_limits(saved.leader.tc, saved.pid, batch)
         self._run(batch)
         process.restore_outside(saved.leader.tc, saved.pid)
+
+    def open(self, files: Files) -> None:
+        """Put all descriptors in their places, close ours, and connect what hangs on numbers.
+
+        Ours first: while a pipe's other end is open here, an epoll set would not see it closed.
+        """
+        batch = self._batch()
+        files.table.place(batch)
+        files.table.close_rest(batch)
+        self._run(batch)
+        files.close(ok=True)
+        batch = self._batch()
+        files.table.connect(batch)
+        process.restore_limits(self.saved.leader.tc, self.saved.pid, batch)
+        self._run(batch)
 
     def make_threads(self) -> None:
         """Make the other threads, stopped before their first instruction."""
@@ -238,13 +248,15 @@ class Task:
             core = saved.cores[tid]
             batch = remote.batch()
             thread.restore(core.thread_core, regs.clear_tid(core), ours, batch)
+            # Only a thread itself may queue what the kernel or tgkill(2) has sent it.
+            signals.restore(core.thread_core.signals_p, saved.pid, tid, batch)
             remote.run(batch, self._regs, 0)
             sched.restore(tid, core.thread_core)
         batch = self._batch()
         mm.restore_dumpable(saved.mm, batch)
         task_timers = saved.leader.tc.timers
         timers.create(task_timers, batch, restore_ids=True)
-        saved.restore_pending(batch)
+        signals.restore(saved.leader.tc.signals_s, saved.pid, None, batch)
         timers.arm(task_timers, batch)
         self._run(batch)
 

@@ -6,15 +6,15 @@ from functools import partial
 from typing import NamedTuple
 
 from ckpt.errors import ImageError
-from ckpt.files import regfile
 from ckpt.files.kind import Restore
+from ckpt.files.mapped import open_mapped
 from ckpt.files.table import FileTable
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.kernel.arch import NR
 from ckpt.kernel.remote import Batch
 from ckpt.memory import shmem, vmas
-from ckpt.memory.vmas import FILE_BACKED, Status
+from ckpt.memory.vmas import FILE_BACKED
 from ckpt.options import RestoreOptions
 from ckpt.task import regs, signals
 
@@ -41,11 +41,11 @@ class Saved(NamedTuple):
         core = self.cores[tid]
         return core.tc.blk_sigset if tid == self.pid else core.thread_core.blk_sigset
 
-    def restore_pending(self, batch: Batch) -> None:
-        """Add the calls that make signals pending again: the process's, then each thread's."""
-        signals.restore(self.leader.tc.signals_s, self.pid, None, batch)
-        for tid, core in self.cores.items():
-            signals.restore(core.thread_core.signals_p, self.pid, tid, batch)
+    def pending(self) -> int:
+        """Return the signals that will be pending for the process or a thread, as a mask."""
+        queues = [self.leader.tc.signals_s]
+        queues += [core.thread_core.signals_p for core in self.cores.values()]
+        return signals.mask(queues)
 
 
 def read(image: ImageDir) -> Saved:
@@ -103,8 +103,7 @@ class Files:
         self.close(ok=False)
 
     def _path(self, file_id: int, flags: int) -> int:
-        entry = self._make.entry(file_id)
-        fd = self.table.raise_fd(regfile.open_entry(entry.reg, self._make, flags))
+        fd = self.table.raise_fd(open_mapped(file_id, flags, self._make))
         self._paths.append(fd)
         return fd
 
@@ -114,13 +113,8 @@ class Files:
             return -1
         key = (entry.shmid, entry.fdflags)
         if key not in self._mapped:
-            self._mapped[key] = self._open_mapped(entry)
+            self._mapped[key] = self._path(entry.shmid, entry.fdflags)
         return self._mapped[key]
-
-    def _open_mapped(self, entry: pb.vma_entry) -> int:
-        if entry.status & Status.MEMFD:
-            return self.table.local(entry.shmid)
-        return self._path(entry.shmid, entry.fdflags)
 
     def restore_fs(self, fs: pb.fs_entry, batch: Batch) -> None:
         """Add the calls that set root, working directory and umask."""

@@ -20,6 +20,7 @@ class NR(IntEnum):
     """System call numbers (arch/x86/entry/syscalls/syscall_64.tbl)."""
 
     read = 0
+    write = 1
     poll = 7
     mmap = 9
     mprotect = 10
@@ -31,6 +32,8 @@ class NR(IntEnum):
     pread64 = 17
     select = 23
     mremap = 25
+    readv = 19
+    writev = 20
     mincore = 27
     madvise = 28
     shmat = 30
@@ -39,13 +42,17 @@ class NR(IntEnum):
     getitimer = 36
     setitimer = 38
     getpid = 39
+    connect = 42
     accept = 43
+    sendto = 44
     recvfrom = 45
+    sendmsg = 46
     recvmsg = 47
     setsockopt = 54
     getsockopt = 55
     semop = 65
     shmdt = 67
+    msgsnd = 69
     msgrcv = 70
     fcntl = 72
     chdir = 80

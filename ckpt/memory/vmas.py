@@ -189,21 +189,25 @@ def is_private(entry: pb.vma_entry) -> bool:
     return bool(entry.status & kinds) and not entry.status & (KERNELS_OWN | Status.GUARD)
 
 
-def map_in(entry: pb.vma_entry, fd: int, batch: Batch) -> None:
-    """Add the call that makes a mapping; private ones are made writable, to be filled."""
+def map_in(entry: pb.vma_entry, fd: int, batch: Batch, *, fill: bool) -> None:
+    """Add the call that makes a mapping, writable if it is to be filled.
+
+    Only then: a mapping that was ever writable is accounted for, and does not merge any more with
+    its neighbours that were not.
+    """
     flags = entry.flags & (_MMAP_FLAGS | _HUGE_MASK) | MAP_FIXED_NOREPLACE
-    prot = entry.prot | PROT_READ | PROT_WRITE if is_private(entry) else entry.prot
+    prot = entry.prot | PROT_READ | PROT_WRITE if fill else entry.prot
     length = entry.end - entry.start
     batch.call(NR.mmap, entry.start, length, prot, flags, fd, entry.pgoff, must=True)
 
 
-def finish(entry: pb.vma_entry, batch: Batch) -> None:
+def finish(entry: pb.vma_entry, batch: Batch, *, fill: bool) -> None:
     """Add the calls that give a filled mapping its protection, advice, lock and name."""
     start, length = entry.start, entry.end - entry.start
     if entry.status & Status.GUARD:
         batch.call(NR.madvise, start, length, MADV_GUARD_INSTALL, must=True)
         return
-    if is_private(entry) and entry.prot & 3 != PROT_READ | PROT_WRITE:
+    if fill and entry.prot & 3 != PROT_READ | PROT_WRITE:
         batch.call(NR.mprotect, start, length, entry.prot, must=True)
     for advice in range(64):
         if entry.madv >> advice & 1:

@@ -4,23 +4,38 @@
 Stopping a thread wakes its system call, which then says how it is to go on (signal(7), and
 arch_do_signal_or_restart in the kernel):
 - ERESTARTSYS and its like: make the same call again. The kernel does so, and `arch.home` with it.
-- ERESTART_RESTARTBLOCK: call restart_syscall(2), which finds in the task itself what remains
-  (nanosleep, poll, futex). That block does not survive a restore, so there the call is begun
-  anew, with the time that remains, and interrupted: a new block (`rearm`).
+- ERESTART_RESTARTBLOCK: call restart_syscall(2), which finds in the task itself what remains of
+  a nanosleep, poll or futex wait. That block is not in an image.
 - EINTR, for calls that are never restarted (epoll_wait, sigtimedwait ...): with no signal to
-  handle, the kernel would not have returned at all. The call is made again, with the time left.
+  handle, the kernel would not have returned at all.
 
-How long the thread has slept is told by `se.exec_start` of /proc/TID/sched, which stands still
-while it sleeps: it is the time at which it last ran.
+So in the image, and for the last kind in the task too, the call is made again with the time that
+is left: in its register if it is a number, else in a timespec put where nothing lives, below the
+stack's red zone. How long a thread has slept is told by `se.exec_start` of /proc/TID/sched, the
+time at which it last ran; where the kernel does not tell, the whole time is waited for again.
 """
 
 import errno
+import os
+import re
+import time
+from struct import Struct
+from typing import NamedTuple
 
+from ckpt.errors import CkptError
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import ERESTART_RESTARTBLOCK, NO_SYSCALL, NR, Regs, again, home
+from ckpt.kernel.procfs import Syscall
 from ckpt.kernel.ptrace import Tracee
 
 _NEVER_RESTARTED = {
+    NR.read,
+    NR.write,
+    NR.readv,
+    NR.writev,
+    NR.connect,
+    NR.sendto,
+    NR.sendmsg,
     NR.epoll_wait,
     NR.epoll_pwait,
     NR.epoll_pwait2,
@@ -35,32 +50,138 @@ _NEVER_RESTARTED = {
     NR.accept,
     NR.accept4,
     NR.msgrcv,
-    NR.futex,
+    NR.msgsnd,
 }
 
+# Calls that wait for a relative time: which argument has it, in ms or as a struct timespec.
+_MILLISECONDS = {NR.poll: 2, NR.epoll_wait: 3, NR.epoll_pwait: 3}
+_TIMESPEC = {
+    NR.nanosleep: 0,
+    NR.clock_nanosleep: 2,
+    NR.futex: 3,
+    NR.rt_sigtimedwait: 2,
+    NR.semtimedop: 3,
+    NR.epoll_pwait2: 3,
+    NR.io_getevents: 4,
+    NR.io_pgetevents: 4,
+}
+_ARGUMENTS = ("di", "si", "dx", "r10", "r8", "r9")
+_TIMER_ABSTIME = 1
+_FUTEX_CMD_MASK = 0x7F
 
-def resumed(tracee: Tracee, sigmask: int) -> Regs:
-    """Return the registers of a thread that has just stopped, EINTR undone.
+_SPEC = Struct("<qq")
+_BELOW_STACK = 512  # the red zone has 128 bytes
+_SCHED = re.compile(rb"^se\.exec_start\s*:\s*(\d+)\.(\d{6})$.*^nr_voluntary_switches\s*:\s*(\d+)$",
+                    re.MULTILINE | re.DOTALL)  # fmt: skip
 
-    They are what the thread goes on with here, by way of `arch.home`, and what is dumped.
+
+class Sleep(NamedTuple):
+    """A thread in a timed call, seen while it ran: the call, and since when (scheduler's ns)."""
+
+    call: Syscall
+    since: int
+    switches: int
+
+
+class Resumption(NamedTuple):
+    """The registers with which a stopped thread goes on: here, and in the image."""
+
+    regs: Regs
+    image: Regs
+
+
+def sleeps(tids: list[int]) -> dict[int, Sleep]:
+    """Return the threads that are in a timed call, and since when; they need not be stopped."""
+    found = {}
+    for tid in tids:
+        try:
+            call = procfs.syscall(tid)
+            if call and _is_relative(call.number, call.args):
+                found[tid] = Sleep(call, *_scheduled(tid))
+        except CkptError:
+            continue  # it has ended, or the kernel does not tell
+    return found
+
+
+def _is_relative(number: int, args: tuple[int, ...]) -> bool:
+    if number == NR.clock_nanosleep and args[1] & _TIMER_ABSTIME:
+        return False
+    if number == NR.futex and args[1] & _FUTEX_CMD_MASK:
+        return False  # all but FUTEX_WAIT take a point in time
+    if number in _MILLISECONDS:
+        return args[_MILLISECONDS[NR(number)]] & 0x8000_0000 == 0
+    return number in _TIMESPEC and args[_TIMESPEC[NR(number)]] != 0
+
+
+def _scheduled(tid: int | str) -> tuple[int, int]:
+    """Return when a thread last ran, in the scheduler's ns, and how often it has gone to sleep."""
+    match = _SCHED.search(procfs.read_path(f"/proc/{tid}/sched"))
+    if not match:
+        raise CkptError("no exec_start in /proc/PID/sched")
+    return int(match[1]) * 1_000_000 + int(match[2]), int(match[3])
+
+
+def scheduler_offset() -> int:
+    """Return what CLOCK_MONOTONIC is ahead of the scheduler's clock, in ns."""
+    os.sched_yield()  # which is when our own exec_start is brought up to date
+    now = time.monotonic_ns()
+    try:
+        return now - _scheduled("thread-self")[0]
+    except CkptError:
+        return 0
+
+
+def resumption(tracee: Tracee, sigmask: int, sleep: Sleep | None, now: int) -> Resumption:
+    """Say how a thread that has just stopped goes on; set its registers if it must.
+
+    now is the scheduler's time, in ns, at which it was stopped.
     """
     regs = tracee.regs()
-    if regs.result != -errno.EINTR or regs.syscall not in _NEVER_RESTARTED:
-        return regs
-    status = procfs.status(tracee.tid)
-    if (status.sig_pnd | status.shd_pnd) & ~sigmask:
-        return regs  # a signal is there to be handled: EINTR is the truth
-    regs = again(regs, regs.orig_ax)
-    tracee.set_regs(regs)
-    return regs
+    if regs.syscall is None:
+        return Resumption(regs, regs)
+    if -regs.result == ERESTART_RESTARTBLOCK:
+        return Resumption(regs, _once_more(regs, tracee.tid, sleep, now))
+    if -regs.result == errno.EINTR and regs.syscall in _NEVER_RESTARTED:
+        status = procfs.status(tracee.tid)
+        if not (status.sig_pnd | status.shd_pnd) & ~sigmask:
+            return _not_interrupted(regs, tracee, sleep, now)
+    return Resumption(regs, home(regs)._replace(orig_ax=regs.orig_ax))
 
 
-def image_regs(regs: Regs) -> Regs:
-    """Return the registers as an image has them: ready to run, the interrupted call's number kept.
+def _not_interrupted(regs: Regs, tracee: Tracee, sleep: Sleep | None, now: int) -> Resumption:
+    """Have a call made again that says EINTR though there is no signal to handle."""
+    image = _once_more(regs, tracee.tid, sleep, now)
+    here = image._replace(orig_ax=NO_SYSCALL)
+    tracee.set_regs(here)
+    return Resumption(here, image)
 
-    A call with a restart block is told by EINTR, as CRIU does and expects; ours goes on better
-    where the thread's record has `sleep_left`.
-    """
-    if regs.syscall is not None and -regs.result == ERESTART_RESTARTBLOCK:
-        return regs._replace(ax=-errno.EINTR & NO_SYSCALL)
-    return home(regs)._replace(orig_ax=regs.orig_ax)
+
+def _once_more(regs: Regs, tid: int, sleep: Sleep | None, now: int) -> Regs:
+    """Return the registers that make the interrupted call again, for the time that is left."""
+    number = regs.orig_ax
+    fresh = again(regs, number)._replace(orig_ax=number)
+    if not _is_relative(number, regs.args):
+        return fresh
+    slept = _slept(regs, tid, sleep, now)
+    if number in _MILLISECONDS:
+        argument = _MILLISECONDS[NR(number)]
+        left = max(regs.args[argument] - slept // 1_000_000, 0)
+        return fresh._replace(**{_ARGUMENTS[argument]: left})
+    argument = _TIMESPEC[NR(number)]
+    with open(f"/proc/{tid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(regs.args[argument])
+        seconds, nanoseconds = _SPEC.unpack(memory.read(_SPEC.size))
+        left = max(seconds * 10**9 + nanoseconds - slept, 0)
+        where = (regs.sp - _BELOW_STACK) & ~15
+        memory.seek(where)
+        memory.write(_SPEC.pack(left // 10**9, left % 10**9))
+    return fresh._replace(**{_ARGUMENTS[argument]: where})
+
+
+def _slept(regs: Regs, tid: int, sleep: Sleep | None, now: int) -> int:
+    """Return for how long, in ns, the thread was in this very call; 0 if that is not known."""
+    if sleep is None or (sleep.call.number, sleep.call.args) != (regs.orig_ax, regs.args):
+        return 0
+    _, switches = _scheduled(tid)
+    # It has gone to sleep once more since: to stop. More often, and this is another call.
+    return max(now - sleep.since, 0) if switches == sleep.switches + 1 else 0

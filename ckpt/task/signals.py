@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pending signals with their siginfo, of a thread and of its process; alternate signal stacks."""
 
+from collections.abc import Iterable
 from struct import Struct
 
 from ckpt.errors import ImageError
@@ -37,6 +38,15 @@ def restore(queue: pb.signal_queue_entry, tgid: int, tid: int | None, batch: Bat
             batch.call(NR.rt_sigqueueinfo, tgid, signo, data, must=True)
         else:
             batch.call(NR.rt_tgsigqueueinfo, tgid, tid, signo, data, must=True)
+
+
+def mask(queues: Iterable[pb.signal_queue_entry]) -> int:
+    """Return the set of signals in any of the queues."""
+    found = 0
+    for queue in queues:
+        for item in queue.signals:
+            found |= 1 << (int.from_bytes(item.siginfo[:4], "little") - 1 & 63)
+    return found
 
 
 def ask_altstack(batch: Batch) -> Buffer:
