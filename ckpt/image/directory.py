@@ -10,7 +10,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,7 +28,7 @@ _WRITE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def _failed(path: Path, error: OSError) -> ImageError:
+def _failed(path: str, error: OSError) -> ImageError:
     return ImageError(f"{path}: {error.strerror}")
 
 
@@ -40,7 +39,7 @@ class ImageDir:
     its files and what they say. An `id` is what stands in the file name: a pid, a namespace id ...
     """
 
-    def __init__(self, path: Path, fd: int) -> None:
+    def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self.fd = fd
         self._made_directory = False
@@ -53,7 +52,7 @@ class ImageDir:
 
         `parent` is the path, from inside the directory, of the image with the unchanged pages.
         """
-        path = Path(path)
+        path = os.fspath(path)
         made = _make_directory(path)
         image = cls(path, _open_directory(path))
         image._made_directory = made
@@ -69,7 +68,7 @@ class ImageDir:
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open a finished image; refuse anything without an inventory of our version."""
-        path = Path(path)
+        path = os.fspath(path)
         image = cls(path, _open_directory(path))
         try:
             image._check_inventory()
@@ -77,6 +76,10 @@ class ImageDir:
             image.close()
             raise
         return image
+
+    def place(self, name: str) -> str:
+        """Return the path of a file in it, for messages."""
+        return f"{self.path}/{name}"
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +112,7 @@ class ImageDir:
         self._written.clear()
         if self._made_directory:
             with suppress(OSError):  # someone else has put a file there
-                self.path.rmdir()
+                os.rmdir(self.path)
         self.close()
 
     @cached_property
@@ -120,10 +123,10 @@ class ImageDir:
         except FileNotFoundError:
             if not self._is_there(_PARENT):
                 return None
-            raise ImageError(f"{self.path / _PARENT}: leads nowhere") from None
+            raise ImageError(f"{self.place(_PARENT)}: leads nowhere") from None
         except OSError as error:
-            raise _failed(self.path / _PARENT, error) from error
-        parent = ImageDir(self.path / _PARENT, fd)
+            raise _failed(self.place(_PARENT), error) from error
+        parent = ImageDir(self.place(_PARENT), fd)
         try:
             parent._check_inventory()
         except BaseException:
@@ -142,14 +145,14 @@ class ImageDir:
     def writer(self, kind: str, id: int | None = None) -> RecordWriter:
         """Create a file to append records to."""
         name = KINDS[kind].file_name(id)
-        return RecordWriter(self._create_file(name), str(self.path / name), KINDS[kind])
+        return RecordWriter(self._create_file(name), self.place(name), KINDS[kind])
 
     def seal(self, inventory: Message) -> None:
         """Make the image valid and durable: sync all that was written, the inventory last."""
         name = KINDS["inventory"].file_name(None)
         temporary = f"{name}.tmp"
         fd = self._create_file(temporary)
-        with RecordWriter(fd, str(self.path / temporary), KINDS["inventory"]) as writer:
+        with RecordWriter(fd, self.place(temporary), KINDS["inventory"]) as writer:
             writer.append(inventory)
         try:
             for written in self._written:
@@ -170,7 +173,7 @@ class ImageDir:
     def source(self, kind: str, id: int | None = None) -> Source:
         """Open a file to read its records from, tails not included; magic words are checked."""
         name = KINDS[kind].file_name(id)
-        source = Source(self._open_file(name), str(self.path / name))
+        source = Source(self._open_file(name), self.place(name))
         try:
             source.expect(KINDS[kind])
         except BaseException:
@@ -193,7 +196,7 @@ class ImageDir:
         """Return the message of a file that has exactly one."""
         messages = [message for message, _ in self.records(kind, id)]
         if len(messages) != 1:
-            name = self.path / KINDS[kind].file_name(id)
+            name = self.place(KINDS[kind].file_name(id))
             raise ImageError(f"{name}: expected one record, found {len(messages)}")
         return messages[0]
 
@@ -210,7 +213,7 @@ class ImageDir:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise _failed(self.path / name, error) from error
+            raise _failed(self.place(name), error) from error
         return True
 
     def _create_file(self, name: str) -> int:
@@ -219,7 +222,7 @@ class ImageDir:
         try:
             fd = os.open(name, _WRITE | flags, 0o600, dir_fd=self.fd)
         except OSError as error:
-            raise _failed(self.path / name, error) from error
+            raise _failed(self.place(name), error) from error
         self._written.append(name)
         return fd
 
@@ -227,10 +230,10 @@ class ImageDir:
         try:
             fd = os.open(name, _READ, dir_fd=self.fd)
         except OSError as error:
-            raise _failed(self.path / name, error) from error
+            raise _failed(self.place(name), error) from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise ImageError(f"{self.path / name}: not a regular file")
+            raise ImageError(f"{self.place(name)}: not a regular file")
         return fd
 
     def _sync(self, name: str) -> None:
@@ -246,10 +249,10 @@ class ImageDir:
         try:
             os.symlink(parent, _PARENT, dir_fd=self.fd)
         except OSError as error:
-            raise _failed(self.path / _PARENT, error) from error
+            raise _failed(self.place(_PARENT), error) from error
         self._written.append(_PARENT)
         if self.parent is None:
-            raise ImageError(f"{self.path / _PARENT}: no such image")
+            raise ImageError(f"{self.place(_PARENT)}: no such image")
 
     def _refuse_used(self) -> None:
         names = os.listdir(self.fd)
@@ -273,10 +276,10 @@ class ImageDir:
             raise ImageError(f"{self.path}: image version {version}; we read {VERSION}")
 
 
-def _make_directory(path: Path) -> bool:
+def _make_directory(path: str) -> bool:
     """Return whether it was not there before."""
     try:
-        path.mkdir()
+        os.mkdir(path)
     except FileExistsError:
         return False
     except OSError as error:
@@ -284,7 +287,7 @@ def _make_directory(path: Path) -> bool:
     return True
 
 
-def _open_directory(path: Path) -> int:
+def _open_directory(path: str) -> int:
     try:
         return os.open(path, _DIRECTORY)
     except OSError as error:

@@ -68,7 +68,7 @@ class PageWriter:
         """pages-N.img, empty; pwrite wherever `add` said, or write in order."""
         self.size = 0
         """Bytes that pages-N.img must have when closed."""
-        self.name = str(image.path / KINDS["pages"].file_name(pages_id))
+        self.name = image.place(KINDS["pages"].file_name(pages_id))
         self._image = image
         self._kind = kind
         self._id = id
@@ -210,7 +210,7 @@ class PageReader:
         self._fds.append(fd)
         size = os.fstat(fd).st_size
         if size < need:
-            name = layer.image.path / KINDS["pages"].file_name(layer.pages_id)
+            name = layer.image.place(KINDS["pages"].file_name(layer.pages_id))
             raise ImageError(f"{name}: {size} bytes, but {layer.name} has pages for {need}")
         return fd
 
@@ -246,7 +246,7 @@ def _layers(image: ImageDir, kind: str, id: int) -> Iterator[_Layer]:
 
 
 def _read_pagemap(image: ImageDir, kind: str, id: int) -> _Layer:
-    name = str(image.path / KINDS[kind].file_name(id))
+    name = image.place(KINDS[kind].file_name(id))
     with image.source(kind, id) as source:
         records = source.records(KINDS[kind])
         head = next(records, None)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import fcntl
 import os
+from pathlib import Path
 
 import pytest
 
@@ -113,7 +114,7 @@ def test_more_than_fits_is_refused(round_trip, pipe):
     os.write(writer, b"x" * 50_000)
     file_id = round_trip.dump(Pipe, reader)
     round_trip.out.close()
-    path = round_trip.image.path / "pipes-data.img"
+    path = Path(round_trip.image.path, "pipes-data.img")
     entry, data = next(round_trip.image.records("pipes-data"))
     path.unlink()
     entry.size = 4096

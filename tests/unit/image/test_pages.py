@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+from pathlib import Path
 
 import pytest
 
@@ -81,7 +82,7 @@ def test_pages_that_were_never_written_are_noticed(tmp_path):
         PageWriter(image, "pagemap", 1, 1) as writer,
     ):
         writer.add(PAGE, 1, PE_PRESENT)
-    assert not image.path.joinpath("pagemap-1.img").exists()
+    assert not Path(image.path, "pagemap-1.img").exists()
 
 
 def test_a_chain_of_parents_is_followed(tmp_path):
