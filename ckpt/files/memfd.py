@@ -15,10 +15,14 @@ from ckpt.errors import ImageError, Unsupported
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
 from ckpt.files.regfile import common, nobody
 from ckpt.image import pb
+from ckpt.kernel import files
 from ckpt.options import DumpOptions
 
 _LINK, _DELETED = "/memfd:", " (deleted)"
+# Shared anonymous memory is the same without a call to make it; CRIU, too, saves it as a memfd.
+_UNNAMED = ("/dev/zero", "/anon_hugepage")
 _MFD_HUGETLB, _MFD_HUGE_SHIFT, _MFD_HUGE_MASK = 4, 26, 0x3F << 26
+_MAP_HUGETLB = 0x40000
 _PAGE = 4096
 
 
@@ -55,7 +59,8 @@ class Memfd(FileKind):
 
 def is_memfd(fd: int, link: str) -> bool:
     """Say whether what a descriptor (of a file or a map_files link) is open on is a memfd."""
-    if not link.startswith(_LINK) or not stat.S_ISREG(os.fstat(fd).st_mode):
+    nameless = link.removesuffix(_DELETED) in _UNNAMED and link.endswith(_DELETED)
+    if not (nameless or link.startswith(_LINK)) or not stat.S_ISREG(os.fstat(fd).st_mode):
         return False
     own = _reopen(fd, os.O_RDONLY)
     try:
@@ -127,7 +132,7 @@ def _save(fd: int, name: str, inode_id: int, out: Dump) -> None:
     )
     if st.st_blksize > _PAGE and os.fstatvfs(fd).f_bsize > _PAGE:
         # hugetlbfs; log2 of the page size as in memfd_create(2)
-        entry.hugetlb_flag = st.st_blksize.bit_length() - 1 << _MFD_HUGE_SHIFT
+        entry.hugetlb_flag = _MFD_HUGETLB | st.st_blksize.bit_length() - 1 << _MFD_HUGE_SHIFT
     out.writer("memfd").append(entry)
     out.save_shmem(entry.shmid, fd, st.st_size)
 
@@ -146,10 +151,7 @@ def _make(inode_id: int, make: Restore) -> int:
     entry = records.get(inode_id)
     if entry is None:
         raise ImageError(f"memfd.img: no memfd with id {inode_id}")
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    if entry.HasField("hugetlb_flag"):
-        flags |= _MFD_HUGETLB | entry.hugetlb_flag & _MFD_HUGE_MASK
-    fd = os.memfd_create(entry.name, flags)
+    fd = _make_empty(entry)
     make.at_end(lambda ok: _finish(fd, entry.seals if ok else 0))
     # Content comes in whole pages; the size proper cuts the last one.
     os.ftruncate(fd, -(-entry.size // _PAGE) * _PAGE)
@@ -161,13 +163,23 @@ def _make(inode_id: int, make: Restore) -> int:
     return fd
 
 
+def _make_empty(entry: Any) -> int:
+    huge = entry.hugetlb_flag & _MFD_HUGE_MASK if entry.HasField("hugetlb_flag") else None
+    if entry.name in _UNNAMED:
+        return files.anonymous_file(entry.size, None if huge is None else _MAP_HUGETLB | huge)
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    if huge is not None:
+        flags |= _MFD_HUGETLB | huge
+    return os.memfd_create(entry.name, flags)
+
+
 def _read(make: Restore) -> dict[int, Any]:
     return {entry.inode_id: entry for entry, _ in make.image.records("memfd")}
 
 
 def _finish(fd: int, seals: int) -> None:
     try:
-        if seals:
+        if seals & ~fcntl.fcntl(fd, fcntl.F_GET_SEALS):
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     finally:
         os.close(fd)

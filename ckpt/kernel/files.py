@@ -111,3 +111,21 @@ def watches(pid: int, epoll: int, tfd: int, offset: int, number: int) -> bool | 
     if ret in (-errno.EBADF, -errno.ENOENT):
         return None
     return check(ret, "kcmp EPOLL_TFD", pid=pid) == 0
+
+
+def anonymous_file(size: int, flags: int | None = None) -> int:
+    """Return a descriptor of a new shared anonymous mapping's file: `/dev/zero (deleted)`.
+
+    flags are more MAP_ flags (MAP_HUGETLB and its size). The file is what every later mapping of
+    it shares, as MAP_SHARED | MAP_ANONYMOUS does after fork. Raises KernelError.
+    """
+    prot, shared_anonymous = 3, 0x21
+    no_fd = (1 << 64) - 1
+    at = check(
+        syscall(NR.mmap, 0, size, prot, shared_anonymous | (flags or 0), no_fd, 0),
+        f"mmap of {size} bytes of shared memory",
+    )
+    try:
+        return os.open(f"/proc/self/map_files/{at:x}-{at + size:x}", os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        syscall(NR.munmap, at, size)

@@ -69,6 +69,8 @@ _ARGUMENTS = ("di", "si", "dx", "r10", "r8", "r9")
 _TIMER_ABSTIME = 1
 _FUTEX_CMD_MASK = 0x7F
 
+_RSEQ_CS = 8  # offset of rseq_cs in struct rseq
+_CRITICAL_SECTION = Struct("<IIQQQ")  # struct rseq_cs: version, flags, start, length, abort
 _SPEC = Struct("<qq")
 _BELOW_STACK = 512  # the red zone has 128 bytes
 _SCHED = re.compile(rb"^se\.exec_start\s*:\s*(\d+)\.(\d{6})$.*^nr_voluntary_switches\s*:\s*(\d+)$",
@@ -136,7 +138,7 @@ def resumption(tracee: Tracee, sigmask: int, sleep: Sleep | None, now: int) -> R
 
     now is the scheduler's time, in ns, at which it was stopped.
     """
-    regs = tracee.regs()
+    regs = _out_of_critical_section(tracee, tracee.regs())
     if regs.syscall is None:
         return Resumption(regs, regs)
     if -regs.result == ERESTART_RESTARTBLOCK:
@@ -146,6 +148,30 @@ def resumption(tracee: Tracee, sigmask: int, sleep: Sleep | None, now: int) -> R
         if not (status.sig_pnd | status.shd_pnd) & ~sigmask:
             return _not_interrupted(regs, tracee, sleep, now)
     return Resumption(regs, home(regs)._replace(orig_ax=regs.orig_ax))
+
+
+def _out_of_critical_section(tracee: Tracee, regs: Regs) -> Regs:
+    """Abort the rseq critical section that a thread was stopped in, as the kernel would have.
+
+    By itself it does so on the way out of the stop. But seeing the thread in the stub, outside,
+    it takes the section for done and forgets it; and then the thread would go on in the middle of
+    it, on another CPU perhaps (rseq_ip_fixup in kernel/rseq.c).
+    """
+    rseq = tracee.rseq()
+    if rseq is None:
+        return regs
+    with open(f"/proc/{tracee.tid}/mem", "rb", buffering=0) as memory:
+        memory.seek(rseq.pointer + _RSEQ_CS)
+        section = int.from_bytes(memory.read(8), "little")
+        if not section:
+            return regs
+        memory.seek(section)
+        _, _, start, length, abort = _CRITICAL_SECTION.unpack(memory.read(_CRITICAL_SECTION.size))
+    if not start <= regs.ip < start + length:
+        return regs
+    aborted = regs._replace(ip=abort)
+    tracee.set_regs(aborted)
+    return aborted
 
 
 def _not_interrupted(regs: Regs, tracee: Tracee, sleep: Sleep | None, now: int) -> Resumption:

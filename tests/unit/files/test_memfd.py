@@ -92,7 +92,7 @@ def test_huge_pages_are_told(round_trip):
     copy = round_trip.trip(Memfd, fd)
     assert os.fstat(copy).st_blksize == 2 << 20
     ((entry, _),) = round_trip.image.records("memfd")
-    assert entry.hugetlb_flag == os.MFD_HUGE_2MB
+    assert entry.hugetlb_flag == os.MFD_HUGETLB | os.MFD_HUGE_2MB
 
 
 def test_a_file_of_that_name_is_none(round_trip):
