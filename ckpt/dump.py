@@ -10,7 +10,7 @@ from ckpt.files import table
 from ckpt.files.kind import Dump
 from ckpt.files.mapped import save_mapped
 from ckpt.freeze import Frozen
-from ckpt.image import pb
+from ckpt.image import pb, stats
 from ckpt.image.directory import ImageDir
 from ckpt.image.pages import PAGE, PageWriter
 from ckpt.infect import Questions
@@ -76,10 +76,12 @@ def dump(options: DumpOptions) -> DumpReport:
     the process runs on as if nothing had been, and there is no image.
     """
     begun = time.monotonic_ns()
-    pid = options.pid
+    pid, log = options.pid, options.log
+    log.stage("check")
     pidfd = pidfd_open(pid)
     try:
         check(pid, pidfd, options)
+        log.stage("freeze")
         with ImageDir.create(options.images_dir, options.prev_images_dir) as image:
             snapshot = Snapshot(pid, pidfd, image, options)
             try:
@@ -94,22 +96,29 @@ def dump(options: DumpOptions) -> DumpReport:
 
 
 def _dump(snapshot: Snapshot, options: DumpOptions) -> None:
+    log = options.log
     with Questions(snapshot.pid) as questions, Frozen(snapshot.pid) as frozen:
+        log.stage("tasks")
         questions.ask(frozen)
         take_core(snapshot, questions, frozen)
+        log.stage("files")
         take_files(snapshot)
+        log.stage("memory")
         take_memory(snapshot)
+        log.stage("write")
         if options.leave_running:
             frozen.release()
         write(snapshot)
+        log.stage("seal")
         snapshot.image.seal(ids.inventory())
+        log.stage("let go")
         if options.leave_stopped:
             frozen.leave_stopped()
         elif not options.leave_running:
             snapshot.files.about_to_kill()
             frozen.kill()
     snapshot.report.freezing_ns, snapshot.report.frozen_ns = frozen.freezing_ns, frozen.frozen_ns
-    write_stats(snapshot)
+    write_stats(snapshot, options)
 
 
 def take_core(snapshot: Snapshot, questions: Questions, frozen: Frozen) -> None:
@@ -162,7 +171,7 @@ def take_memory(snapshot: Snapshot) -> None:
         runs: list[Region] = []
         guards: list[pb.vma_entry] = []
         writer = PageWriter(snapshot.image, "pagemap", pid, snapshot.pages_id())
-        with writer, pages.Buffer(pid, mem) as buffer:
+        with writer:
             for entry in snapshot.vmas:
                 found, guarded = pages.dumped(pagemap, entry)
                 guards += guarded
@@ -172,7 +181,7 @@ def take_memory(snapshot: Snapshot) -> None:
                     report.memory.written += size
                 runs += found
                 report.memory.scanned += (entry.end - entry.start) // PAGE
-            buffer.copy(runs, writer)
+            pages.copy(pid, mem, runs, writer)
         snapshot.vmas = vmas.merged_vvar(snapshot.vmas) + guards
     finally:
         os.close(pagemap)
@@ -224,10 +233,10 @@ def timens() -> pb.timens_entry:
     )
 
 
-def write_stats(snapshot: Snapshot) -> None:
+def write_stats(snapshot: Snapshot, options: DumpOptions) -> None:
     """Write stats-dump, as CRIU does: times in us."""
     report = snapshot.report
-    stats = pb.dump_stats_entry(
+    entry = pb.dump_stats_entry(
         freezing_time=report.freezing_ns // 1000,
         frozen_time=report.frozen_ns // 1000,
         memdump_time=report.copying_ns // 1000,
@@ -240,4 +249,4 @@ def write_stats(snapshot: Snapshot) -> None:
         shpages_skipped_parent=0,
         shpages_written=report.shared.written,
     )
-    snapshot.image.write("stats-dump", pb.stats_entry(dump=stats))
+    stats.write_stats(options.stats_dir, pb.stats_entry(dump=entry), options.log)

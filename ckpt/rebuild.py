@@ -16,7 +16,7 @@ from typing import Self
 from ckpt.errors import CkptError, KernelError, OptionsError, PidTaken
 from ckpt.image import pb
 from ckpt.image.pages import PageReader, PageRun
-from ckpt.kernel import maps, procfs
+from ckpt.kernel import features, maps, procfs
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
 from ckpt.kernel.ffi import ffi, lib
 from ckpt.kernel.ptrace import WALL, Options, Tracee
@@ -255,7 +255,7 @@ class Task:
         batch = self._batch()
         mm.restore_dumpable(saved.mm, batch)
         task_timers = saved.leader.tc.timers
-        timers.create(task_timers, batch, restore_ids=True)
+        timers.create(task_timers, batch, restore_ids=features.timer_cr_ids())
         signals.restore(saved.leader.tc.signals_s, saved.pid, None, batch)
         timers.arm(task_timers, batch)
         self._run(batch)

@@ -5,7 +5,7 @@ import os
 
 from ckpt.errors import KernelError, NoSuchTask, NotPermitted, OptionsError, Unsupported
 from ckpt.files import table
-from ckpt.kernel import maps, procfs
+from ckpt.kernel import features, maps, procfs
 from ckpt.kernel.procfs import Stat, Status
 from ckpt.memory import vmas
 from ckpt.options import DumpOptions
@@ -20,6 +20,11 @@ def check(pid: int, pidfd: int, options: DumpOptions) -> None:
     status, stat = procfs.status(pid), procfs.stat(pid)
     _check_identity(pid, status, stat)
     _check_rights(pid)
+    if not features.pagemap_scan():
+        raise Unsupported(
+            f"pid {pid}: this kernel cannot tell which of its pages are in use (PAGEMAP_SCAN)",
+            hint="Linux 6.7 or newer is needed; `ckpt check` says what else is missing",
+        )
     _check_program(pid)
     _check_alone(pid, status)
     _check_session(pid, stat, options)
