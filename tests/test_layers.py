@@ -16,6 +16,8 @@ LAYERS = (
     {"kernel", "image", "pstree", "options"},
     {"task", "memory", "files", "namespaces"},
     {"freeze", "plugin"},
+    {"infect", "refuse", "saved"},
+    {"rebuild"},
     {"dump", "restore", "check"},
     {"rpc"},
     {"cli"},
