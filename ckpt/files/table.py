@@ -70,8 +70,11 @@ def groups(pid: int, descriptors: Iterable[Descriptor]) -> list[list[Descriptor]
 def _split(pid: int, alike: list[Descriptor]) -> list[list[Descriptor]]:
     if len(alike) == 1:
         return [alike]
-    order = cmp_to_key(lambda a, b: kcmp(Kcmp.FILE, pid, pid, a.number, b.number))
-    ordered = sorted(alike, key=order)
+
+    def order(a: Descriptor, b: Descriptor) -> int:
+        return kcmp(Kcmp.FILE, pid, pid, a.number, b.number)
+
+    ordered = sorted(alike, key=cmp_to_key(order))
     split = [[ordered[0]]]
     for before, one in pairwise(ordered):
         if kcmp(Kcmp.FILE, pid, pid, before.number, one.number):

@@ -163,7 +163,7 @@ class Batch:
 
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
-        self._next = slot.offset + _PIVOT_END
+        self._next: int = slot.offset + _PIVOT_END
         self._top = slot.offset + slot.room
         self.calls: list[Call] = []
 
