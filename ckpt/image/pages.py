@@ -113,6 +113,15 @@ class PageWriter:
         except OSError as error:
             raise ImageError(f"{self.name}: {error.strerror}") from error
 
+    def pwrite(self, data: memoryview, offset: int) -> None:
+        """Write pages where `add` has said, from any thread; raises ImageError as `write` does."""
+        try:
+            while data:
+                written = os.pwrite(self.fd, data, offset)
+                data, offset = data[written:], offset + written
+        except OSError as error:
+            raise ImageError(f"{self.name}: {error.strerror}") from error
+
     def close(self) -> None:
         """Write the pagemap; raise ImageError if pages are missing, or are too many."""
         if self.fd < 0:

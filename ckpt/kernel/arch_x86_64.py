@@ -103,6 +103,7 @@ class NR(IntEnum):
     ppoll = 271
     set_robust_list = 273
     get_robust_list = 274
+    sync_file_range = 277
     epoll_pwait = 281
     timerfd_settime = 286
     accept4 = 288

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pages of private memory: out of a stopped task into pages-N.img, and back in at once.
 
-Out by process_vm_readv, many runs at a time, through one small buffer that stays in the CPU's
-cache. Back in by preadv, made by the task itself: one copy, from the page cache to its place.
+Out by process_vm_readv, many runs at a time, through small buffers that stay in the CPU's cache.
+Back in by preadv, made by the task itself: one copy, from the page cache to its place.
 """
 
-import mmap
 import os
+from _thread import allocate_lock
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
@@ -14,12 +14,15 @@ from ckpt.errors import ImageError, KernelError
 from ckpt.image import pb
 from ckpt.image.pages import PAGE, PE_LAZY, PE_PRESENT, PageReader, PageRun, PageWriter
 from ckpt.kernel.arch import NR
-from ckpt.kernel.ffi import ffi, lib
+from ckpt.kernel.ffi import ffi, lib, syscall
 from ckpt.kernel.pagemap import Page, Region, scan
 from ckpt.kernel.remote import Batch, Call
 from ckpt.memory.vmas import MAP_HUGETLB, MAP_LOCKED, Status, guard, is_private
 
-_BUFFER = 1 << 20
+_BUFFER = 256 << 10
+_WORTH_A_THREAD = 4 << 20
+_WRITE_BACK = 8 << 20
+_SYNC_WRITE = 2  # SYNC_FILE_RANGE_WRITE: begin, do not wait
 _IOV_MAX = 1024
 _READ_MAX = 1 << 30  # the kernel moves at most 2 GiB a call
 
@@ -58,42 +61,60 @@ def flags_of(entry: pb.vma_entry) -> int:
     return PE_PRESENT | (PE_LAZY if lazy and not entry.flags & (MAP_LOCKED | MAP_HUGETLB) else 0)
 
 
-class Buffer:
-    """The one buffer through which pages of a task go to a file."""
+def copy(pid: int, mem: int, runs: Iterable[Region], writer: PageWriter) -> None:
+    """Write the pages of all runs, all that writer has been told of; mem is the open /proc/PID/mem.
 
-    def __init__(self, pid: int, mem: int) -> None:
-        self._pid, self._mem = pid, mem
-        self._map = mmap.mmap(-1, _BUFFER)
-        self._view = memoryview(self._map)
-        self._address = ffi.from_buffer(self._map)
+    Two threads where it is worth one: a file takes one write at a time, and the other reads.
+    """
+    job = _Copy(pid, mem, runs, writer)
+    if writer.size < _WORTH_A_THREAD:
+        job.work()
+    else:
+        from threading import Thread
 
-    def __enter__(self) -> "Buffer":
-        return self
+        other = Thread(target=job.work)
+        other.start()
+        job.work()
+        other.join()
+    if job.error:
+        raise job.error
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
-    def close(self) -> None:
-        """Give the memory back."""
-        self._view.release()
-        ffi.release(self._address)
-        self._map.close()
+class _Copy:
+    """What the threads of one copy share: the pieces still to be taken, and the first error."""
 
-    def copy(self, runs: Iterable[Region], writer: PageWriter) -> None:
-        """Write the pages of all runs, in order."""
-        for pieces, size in _filled(runs):
-            self._read(pieces, size)
-            writer.write(self._view[:size])
+    def __init__(self, pid: int, mem: int, runs: Iterable[Region], writer: PageWriter) -> None:
+        self._pid, self._mem, self._writer = pid, mem, writer
+        self._pieces = _filled(runs)
+        self._next = allocate_lock()
+        self.error: BaseException | None = None
 
-    def _read(self, pieces: list[tuple[int, int]], size: int) -> None:
+    def work(self) -> None:
+        """Copy piece by piece until there is none left, or one of us has failed."""
+        try:
+            view = memoryview(bytearray(_BUFFER))
+            while not self.error and (taken := self._take()):
+                pieces, offset, size = taken
+                self._read(pieces, view[:size])
+                self._writer.pwrite(view[:size], offset)
+                self._begin_write_back(offset + size, size)
+        except BaseException as error:  # raised anew by copy(), in the thread that called it
+            self.error = error
+
+    def _take(self) -> "_Piece | None":
+        with self._next:
+            return next(self._pieces, None)
+
+    def _read(self, pieces: list[tuple[int, int]], view: memoryview) -> None:
         ranges = ffi.new("struct core_range[]", pieces)
-        if lib.core_vm_read(self._pid, ranges, len(pieces), self._address) == size:
-            return
+        with ffi.from_buffer(view) as address:
+            if lib.core_vm_read(self._pid, ranges, len(pieces), address) == len(view):
+                return
         # A page that may not be read (PROT_NONE): /proc/PID/mem reads it all the same.
         at = 0
         for start, length in pieces:
             try:
-                got = os.preadv(self._mem, [self._view[at : at + length]], start)
+                got = os.preadv(self._mem, [view[at : at + length]], start)
             except OSError as error:
                 number = error.errno or 0
                 raise KernelError(number, "reading memory", pid=self._pid, addr=start) from error
@@ -101,21 +122,32 @@ class Buffer:
                 raise KernelError(5, "reading memory", pid=self._pid, addr=start + got)
             at += length
 
+    def _begin_write_back(self, end: int, size: int) -> None:
+        """Have the disk begin, now and then: the sync at the end would wait for all of it."""
+        if end % _WRITE_BACK < size:
+            # Twice what is new, as the other thread may be late. Only a hint: what goes wrong on
+            # the disk is told by the fsync at the end.
+            begin = max(0, end - 2 * _WRITE_BACK)
+            syscall(NR.sync_file_range, self._writer.fd, begin, end - begin, _SYNC_WRITE)
 
-def _filled(runs: Iterable[Region]) -> Iterator[tuple[list[tuple[int, int]], int]]:
-    """Yield pieces (start, length) that fill the buffer, and how much of it they fill."""
+
+_Piece = tuple[list[tuple[int, int]], int, int]
+
+
+def _filled(runs: Iterable[Region]) -> Iterator[_Piece]:
+    """Yield ranges (start, length) that fill the buffer, their offset in the file, and size."""
     pieces: list[tuple[int, int]] = []
-    size = 0
+    offset = size = 0
     for start, end, _ in runs:
         while start < end:
             length = min(end - start, _BUFFER - size)
             pieces.append((start, length))
             start, size = start + length, size + length
             if size == _BUFFER:
-                yield pieces, size
-                pieces, size = [], 0
+                yield pieces, offset, size
+                pieces, offset, size = [], offset + size, 0
     if pieces:
-        yield pieces, size
+        yield pieces, offset, size
 
 
 # --- restore
