@@ -7,7 +7,9 @@ that grows.
 """
 
 import contextlib
+import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -79,6 +81,11 @@ class Real:
     def ended(self) -> None:
         """The dump has killed it."""
         self.task.reap()
+
+    def kill(self) -> None:
+        """End it, and free its pid."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.ended()
 
     def restored(self, pid: int) -> None:
         """A copy was restored."""
@@ -308,7 +315,7 @@ def test_runs_on_and_lives_twice(real: type[Real], place: Path) -> None:
         Ckpt().dump(target, place / "images", "-R")
         assert target.digest() == before
         target.use()
-        target.task.close()
+        target.kill()
         Ckpt().restore(target, place / "images")
         assert target.digest() == before
         target.use()
