@@ -2,3 +2,5 @@
 """Checkpoint/restore of Linux processes with a target that hardly notices."""
 
 __version__ = "0.1.0"
+
+__version__ = "0.1.0"

@@ -43,7 +43,7 @@ class Arguments(NamedTuple):
     def number(self, name: str) -> int | None:
         """Return a value that is a number, not negative."""
         text = self.text(name)
-        return None if text is None else _number(name, text)
+        return None if text is None else int(text)
 
     def size(self, name: str) -> int | None:
         """Return a value that is a size in bytes; 64K, 1M and 2G are understood."""
@@ -131,6 +131,8 @@ def _add(
         value = next(rest, None)
         if value is None:
             raise OptionsError(f"--{option.name} needs a value: {option.metavar}")
+    if option.metavar in ("N", "PID", "SECONDS") and value:
+        _number(option.name, value)
     if option.accepts and value not in option.accepts:
         raise OptionsError(
             f"--{option.name}{f'={value}' if value else ''}: not supported yet",

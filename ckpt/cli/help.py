@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The help, made from the table of options."""
 
+from ckpt import __version__
 from ckpt.cli.table import OPTIONS, VERBS, Option
 
 _COLUMN = 30
 
 
 def version() -> str:
-    """Return name and version, as the package was installed."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return f"Version: {installed('ckpt')} (ckpt)"
-    except PackageNotFoundError:
-        return "Version: unknown (ckpt)"
+    """Return name and version, with the word that who asks CRIU looks for."""
+    return f"Version: {__version__} (ckpt)"
 
 
 def usage(verb: str) -> str:
