@@ -319,3 +319,32 @@ def test_runs_on_and_lives_twice(real: type[Real], place: Path) -> None:
         Ckpt().restore(target, place / "images")
         assert target.digest() == before
         target.use()
+
+
+class RedisWithClients(Redis):
+    """Its clients' connections go with it, while the clients stay."""
+
+    options = ("--tcp-established",)
+
+
+def test_clients_keep_their_connections(place: Path) -> None:
+    with RedisWithClients(place) as target, contextlib.ExitStack() as stack:
+        talking, waiting, blocked = (stack.enter_context(Lines(target.port)) for _ in range(3))
+        talking.send(resp(["MULTI"]) + resp(["SET", "queued", "in a transaction"]))
+        assert [talking.line(), talking.line()] == [b"+OK", b"+QUEUED"]
+        waiting.send(resp(["SUBSCRIBE", "news"]))
+        assert [waiting.line() for _ in range(6)][-1] == b":1"
+        blocked.send(resp(["BLPOP", "empty list", "0"]))
+        wait_until(
+            lambda: b"blocked_clients:1" in target.ask("INFO", "clients"), "a client to block"
+        )
+        before = target.digest()
+        Ckpt().dump(target, place / "images")
+        Ckpt().restore(target, place / "images")
+        assert target.digest() == before
+        talking.send(resp(["EXEC"]))
+        assert [talking.line(), talking.line()] == [b"*1", b"+OK"]
+        assert target.ask("PUBLISH", "news", "we are back") == b"1"
+        assert [waiting.line() for _ in range(7)][-1] == b"we are back"
+        assert target.ask("RPUSH", "empty list", "no more") == b"1"
+        assert [blocked.line() for _ in range(5)][-1] == b"no more"
