@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The help, made from the table of options."""
 
-from ckpt import __version__
-from ckpt.cli.table import OPTIONS, VERBS, Option
+from ckpt.cli.table import OPTIONS, VERBS, VERSION, Option
 
 _COLUMN = 30
 
 
 def version() -> str:
     """Return name and version, with the word that who asks CRIU looks for."""
-    return f"Version: {__version__} (ckpt)"
+    return f"Version: {VERSION} (ckpt)"
 
 
 def usage(verb: str) -> str:

@@ -3,6 +3,8 @@
 
 from typing import NamedTuple
 
+VERSION = "0.1.0"
+
 
 class Verb(NamedTuple):
     """A verb; `operands` are words that follow it, as the help names them."""
