@@ -21,7 +21,7 @@ from ckpt.kernel.pidfd import pidfd_open
 from ckpt.memory import pages, shmem, vmas
 from ckpt.memory.pages import Counts
 from ckpt.options import DumpOptions
-from ckpt.refuse import check
+from ckpt.refuse import check, check_pid
 from ckpt.task import ids, regs
 
 
@@ -78,6 +78,7 @@ def dump(options: DumpOptions) -> DumpReport:
     begun = time.monotonic_ns()
     pid, log = options.pid, options.log
     log.stage("check")
+    check_pid(pid)
     pidfd = pidfd_open(pid)
     try:
         check(pid, pidfd, options)

@@ -5,6 +5,7 @@ It never runs code of ours but the stub: each step is a batch of its own system 
 it is stopped. Until `run` it is traced with PTRACE_O_EXITKILL, and dies with us.
 """
 
+import errno
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from ckpt.errors import CkptError, KernelError, OptionsError, PidTaken
+from ckpt.errors import CkptError, KernelError, NotPermitted, OptionsError, PidTaken
 from ckpt.image import pb
 from ckpt.image.pages import PageReader, PageRun
 from ckpt.kernel import features, maps, procfs
@@ -285,9 +286,13 @@ class Task:
 
 
 def _clone_error(number: int, pid: int) -> CkptError:
-    if number == 17:
+    if number == errno.EEXIST:
         return PidTaken(
             f"pid {pid} is taken",
             hint="end that process first, or restore in a pid namespace of its own",
+        )
+    if number == errno.EPERM:
+        return NotPermitted(
+            number, "clone3", pid=pid, hint="run as root: a pid of one's choice takes CAP_SYS_ADMIN"
         )
     return KernelError(number, "clone3", pid=pid)

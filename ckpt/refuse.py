@@ -11,8 +11,20 @@ from ckpt.memory import vmas
 from ckpt.options import DumpOptions
 
 _PF_KTHREAD = 0x0020_0000
+_PIDS = 1 << 22  # the kernel's PID_MAX_LIMIT
 _ELF64 = b"\x7fELF\x02"
 _SYS_PTRACE, _SYS_ADMIN = 1 << 19, 1 << 21
+
+
+def check_pid(pid: int) -> None:
+    """Raise OptionsError for what is no process, NoSuchTask for what is none any more."""
+    if not 0 < pid < _PIDS:
+        raise OptionsError(f"{pid} is not a pid")
+    if not os.path.exists(f"/proc/{pid}"):
+        raise NoSuchTask(f"pid {pid}: no such process")
+    tgid = procfs.status(pid).tgid
+    if tgid != pid:
+        raise OptionsError(f"pid {pid} is a thread", hint=f"dump its process, {tgid}")
 
 
 def check(pid: int, pidfd: int, options: DumpOptions) -> None:
@@ -28,14 +40,12 @@ def check(pid: int, pidfd: int, options: DumpOptions) -> None:
     _check_program(pid)
     _check_alone(pid, status)
     _check_session(pid, stat, options)
+    table.check(pid, pidfd, options)  # first: a mapping has no number to be named by
     for mapping in maps.smaps(pid):
         vmas.check(pid, mapping)
-    table.check(pid, pidfd, options)
 
 
 def _check_identity(pid: int, status: Status, stat: Stat) -> None:
-    if status.tgid != pid:
-        raise OptionsError(f"pid {pid} is a thread", hint=f"dump its process, {status.tgid}")
     if status.kthread or stat.flags & _PF_KTHREAD:
         raise Unsupported(f"pid {pid} ({stat.comm}) is a kernel thread")
     if stat.state in "ZX":
