@@ -81,8 +81,8 @@ def restore(entry: pb.thread_core_entry, clear_tid: int, ours: procfs.Status, ba
     if entry.futex_rla_len:
         batch.call(NR.set_robust_list, entry.futex_rla, entry.futex_rla_len, must=True)
     signals.restore_altstack(entry.sas, batch)
-    if entry.HasField("rseq_entry"):
-        rseq = entry.rseq_entry
+    rseq = entry.rseq_entry
+    if rseq.rseq_abi_pointer:  # CRIU has the entry of a thread without one as well
         batch.call(NR.rseq, rseq.rseq_abi_pointer, rseq.rseq_abi_size, 0, rseq.signature, must=True)
     sched.restore_slack(entry, batch)
     creds.restore(entry.creds, ours, batch)

@@ -140,6 +140,7 @@ PROGRAMS = (
     program("udp"),
     program("udp_queued", criu="loses what is queued"),
     program("counter_server", "16"),
+    program("demo", "16"),
     # Terminals
     program("tty", options=("--shell-job",), terminal=True),
     program("eventfd"),

@@ -49,7 +49,8 @@ int main(int argc, char **argv)
 	}
 	for (unsigned i = 0; i < lengthof(fields); i++)
 		check(stat_field(fields[i]) == values[i], "field %d of stat", fields[i]);
-	need(readlink("/proc/self/exe", after, sizeof(after)) > 0);
+	memset(after, 0, sizeof(after));
+	need(readlink("/proc/self/exe", after, sizeof(after) - 1) > 0);
 	check_text(after, exe);
 	return verdict();
 }
