@@ -30,13 +30,23 @@ def ask(timers: list[PosixTimer], batch: Batch) -> Callable[[], pb.task_timers_e
     def answer() -> pb.task_timers_entry:
         entry = pb.task_timers_entry()
         for name, times in zip(_ITIMERS, _SPEC.iter_unpack(itimers.bytes), strict=True):
-            isec, iusec, vsec, vusec = times
-            item = pb.itimer_entry(isec=isec, iusec=iusec, vsec=vsec, vusec=vusec)
-            getattr(entry, name).CopyFrom(item)
+            getattr(entry, name).CopyFrom(_itimer(*times))
         entry.posix.extend(read() for read in asked)
         return entry
 
     return answer
+
+
+def _itimer(isec: int, iusec: int, vsec: int, vusec: int) -> pb.itimer_entry:
+    """Make the record of an interval timer.
+
+    While its signal is pending a periodic ITIMER_REAL stands still with nothing left, as if
+    disarmed: the kernel starts it again when the signal is taken (posixtimer_rearm_itimer). The
+    restored one has its next period at once.
+    """
+    if not (vsec or vusec):
+        vsec, vusec = isec, iusec
+    return pb.itimer_entry(isec=isec, iusec=iusec, vsec=vsec, vusec=vusec)
 
 
 def _ask_posix(timer: PosixTimer, batch: Batch) -> Callable[[], pb.posix_timer_entry]:
@@ -97,7 +107,8 @@ def arm(entry: pb.task_timers_entry, batch: Batch) -> None:
     """Add the calls that set all timers going: the last thing before the task runs."""
     for which, name in enumerate(_ITIMERS):
         item = getattr(entry, name)
-        if item.vsec or item.vusec or item.isec or item.iusec:
+        item = _itimer(item.isec, item.iusec, item.vsec, item.vusec)  # CRIU keeps what it saw
+        if item.vsec or item.vusec:
             spec = _SPEC.pack(item.isec, item.iusec, item.vsec, item.vusec)
             batch.call(NR.setitimer, which, batch.data(spec), 0, must=True)
     for timer in entry.posix:
