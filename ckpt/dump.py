@@ -3,70 +3,19 @@
 
 import os
 import time
-from functools import partial
 
-from ckpt.errors import KernelError
+from ckpt.engine import Engine, engine
 from ckpt.files import table
-from ckpt.files.kind import Dump
-from ckpt.files.mapped import save_mapped
 from ckpt.freeze import Frozen
 from ckpt.image import pb, stats
 from ckpt.image.directory import ImageDir
-from ckpt.image.pages import PAGE, PageWriter
 from ckpt.infect import Questions
 from ckpt.kernel import procfs
-from ckpt.kernel.maps import SmapsEntry, smaps
-from ckpt.kernel.pagemap import Region
 from ckpt.kernel.pidfd import pidfd_open
-from ckpt.memory import pages, shmem, vmas
-from ckpt.memory.pages import Counts
 from ckpt.options import DumpOptions
 from ckpt.refuse import check, check_pid
+from ckpt.snapshot import DumpReport, Snapshot, save_link
 from ckpt.task import ids, regs
-
-
-class DumpReport:
-    """What a dump did. Times in ns; pages of 4096 bytes."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.freezing_ns = self.frozen_ns = self.copying_ns = self.total_ns = 0
-        self.memory, self.shared = Counts(), Counts()
-
-
-class Snapshot:
-    """What is taken of a frozen process, to be written when it runs again."""
-
-    def __init__(self, pid: int, pidfd: int, image: ImageDir, options: DumpOptions) -> None:
-        self.pid, self.pidfd, self.image = pid, pidfd, image
-        self.report = DumpReport(pid)
-        self.entries: list[pb.file_entry] = []
-        self.fdinfo: list[pb.fdinfo_entry] = []
-        self.vmas: list[pb.vma_entry] = []
-        self.exe_id = self.cwd_id = self.root_id = 0
-        self.cores: dict[int, pb.core_entry] = {}
-        self.mm: pb.mm_entry
-        self.stat: procfs.Stat
-        self.status: procfs.Status
-        self._ids = self._pages_ids = 0
-        self.files = Dump(
-            image, options, self._save_shmem, self._next_id, self.entries.append, root="/"
-        )
-
-    def _next_id(self) -> int:
-        self._ids += 1
-        return self._ids
-
-    def pages_id(self) -> int:
-        """Return the next number of a pages-N.img."""
-        self._pages_ids += 1
-        return self._pages_ids
-
-    def _save_shmem(self, shmid: int, fd: int, size: int) -> None:
-        if self.files.first("shmem", shmid):
-            counts = shmem.save(self.image, shmid, self.pages_id(), fd, size)
-            self.report.shared.scanned += counts.scanned
-            self.report.shared.written += counts.written
 
 
 def dump(options: DumpOptions) -> DumpReport:
@@ -98,17 +47,28 @@ def dump(options: DumpOptions) -> DumpReport:
 
 def _dump(snapshot: Snapshot, options: DumpOptions) -> None:
     log = options.log
-    with Questions(snapshot.pid) as questions, Frozen(snapshot.pid) as frozen:
+    with engine(snapshot, options.engine) as memory, Questions(snapshot.pid) as questions:
+        log.stage("prepare")
+        memory.prepare()
+        _freeze(snapshot, options, memory, questions)
+    write_stats(snapshot, options)
+
+
+def _freeze(snapshot: Snapshot, options: DumpOptions, memory: Engine, questions: Questions) -> None:
+    log = options.log
+    with Frozen(snapshot.pid) as frozen:
+        snapshot.freeze()
         log.stage("tasks")
         questions.ask(frozen)
         take_core(snapshot, questions, frozen)
         log.stage("files")
         take_files(snapshot)
         log.stage("memory")
-        take_memory(snapshot)
+        memory.freeze()
         log.stage("write")
         if options.leave_running:
             frozen.release()
+        memory.finish()
         write(snapshot)
         log.stage("seal")
         snapshot.image.seal(ids.inventory())
@@ -119,7 +79,6 @@ def _dump(snapshot: Snapshot, options: DumpOptions) -> None:
             snapshot.files.about_to_kill()
             frozen.kill()
     snapshot.report.freezing_ns, snapshot.report.frozen_ns = frozen.freezing_ns, frozen.frozen_ns
-    write_stats(snapshot, options)
 
 
 def take_core(snapshot: Snapshot, questions: Questions, frozen: Frozen) -> None:
@@ -144,63 +103,8 @@ def take_files(snapshot: Snapshot) -> None:
     pid, out = snapshot.pid, snapshot.files
     snapshot.fdinfo = table.dump(pid, snapshot.pidfd, out)
     snapshot.exe_id, snapshot.cwd_id, snapshot.root_id = (
-        _save_link(f"/proc/{pid}/{link}", out) for link in ("exe", "cwd", "root")
+        save_link(f"/proc/{pid}/{link}", out) for link in ("exe", "cwd", "root")
     )
-
-
-def _save_link(link: str, out: Dump) -> int:
-    """Save what a link of /proc leads to, as a path; returns its id."""
-    try:
-        fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
-    except OSError as error:
-        raise KernelError(error.errno or 0, f"opening {link}") from error
-    try:
-        return save_mapped(fd, os.readlink(link), out)
-    finally:
-        os.close(fd)
-
-
-def take_memory(snapshot: Snapshot) -> None:
-    """Copy all private pages; shared objects are saved as their mappings come up."""
-    pid, report = snapshot.pid, snapshot.report
-    since = time.monotonic_ns()
-    pagemap = _open(pid, "pagemap")
-    mem = _open(pid, "mem")
-    try:
-        file_id = partial(_mapped_file, snapshot)
-        snapshot.vmas = [vmas.dump(mapping, file_id) for mapping in smaps(pid)]
-        runs: list[Region] = []
-        guards: list[pb.vma_entry] = []
-        writer = PageWriter(snapshot.image, "pagemap", pid, snapshot.pages_id())
-        with writer:
-            for entry in snapshot.vmas:
-                found, guarded = pages.dumped(pagemap, entry)
-                guards += guarded
-                for run in found:
-                    size = (run.end - run.start) // PAGE
-                    writer.add(run.start, size, pages.flags_of(entry))
-                    report.memory.written += size
-                runs += found
-                report.memory.scanned += (entry.end - entry.start) // PAGE
-            pages.copy(pid, mem, runs, writer)
-        snapshot.vmas = vmas.merged_vvar(snapshot.vmas) + guards
-    finally:
-        os.close(pagemap)
-        os.close(mem)
-    report.copying_ns = time.monotonic_ns() - since
-
-
-def _open(pid: int, name: str) -> int:
-    try:
-        return os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise KernelError(error.errno or 0, f"opening /proc/{pid}/{name}") from error
-
-
-def _mapped_file(snapshot: Snapshot, mapping: SmapsEntry, flags: int) -> int:
-    """Save the file behind a mapping, by the link that map_files has for it."""
-    link = f"/proc/{snapshot.pid}/map_files/{mapping.start:x}-{mapping.end:x}"
-    return _save_link(link, snapshot.files)
 
 
 def write(snapshot: Snapshot) -> None:

@@ -10,12 +10,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from ckpt.errors import KernelError
 from ckpt.freeze import Frozen, FrozenThread
 from ckpt.image import pb
 from ckpt.kernel import maps, procfs
+from ckpt.kernel.arch import NR
+from ckpt.kernel.pidfd import pidfd_getfd
 from ckpt.kernel.procfs import PosixTimer, Stat
 from ckpt.kernel.ptrace import Tracee
 from ckpt.kernel.remote import Batch, Gadget, Remote, Segment, Slot, find_syscall, quiet_signal
+from ckpt.kernel.userfaultfd import UFFDIO_API, Feature, Userfaultfd, api_request
 from ckpt.memory import mm
 from ckpt.memory.layout import hole
 from ckpt.task import process, thread
@@ -90,18 +94,24 @@ class Questions:
         if timers != self._timers:
             self._build_leader(timers)
         remotes = [self._remote(one) for one in frozen.threads]
-        leader, others = remotes[0], remotes[1:]
-        batch = self._threads[self.pid].batch
-        leader.infect(frozen.leader.regs, frozen.leader.sigmask, self._gadget, batch)
+        leader, others = remotes[0], list(zip(remotes[1:], frozen.threads[1:], strict=True))
+        failed: list[KernelError] = []
         try:
-            for remote, one in zip(others, frozen.threads[1:], strict=True):
+            batch = self._threads[self.pid].batch
+            leader.infect(frozen.leader.regs, frozen.leader.sigmask, self._gadget, batch)
+            for remote, one in others:
                 remote.start(one.regs, one.sigmask, self._threads[one.tid].batch)
-            for remote, one in zip(others, frozen.threads[1:], strict=True):
-                remote.finish(self._threads[one.tid].batch)
-        finally:
-            for remote, one in zip(others, frozen.threads[1:], strict=True):
+            for remote, one in others:
+                # All of them must be out of the stub before it goes.
+                try:
+                    remote.finish(self._threads[one.tid].batch)
+                except KernelError as error:
+                    failed.append(error)
                 remote.go_home(one.regs, one.sigmask)
+        finally:
             leader.cure(frozen.leader.regs, frozen.leader.sigmask, self._gadget)
+        if failed:
+            raise failed[0]
 
     def _remote(self, one: FrozenThread) -> Remote:
         status = procfs.status(one.tid)
@@ -118,3 +128,39 @@ def _gadget(pid: int, mappings: list[maps.MapsEntry]) -> Gadget:
         return find_syscall(mem, [(entry.start, entry.end) for entry in code])
     finally:
         os.close(mem)
+
+
+def fetch_userfaultfd(pid: int, pidfd: int, features: Feature) -> Userfaultfd:
+    """Have a running process open a userfaultfd, take it over, and leave none with it.
+
+    All its threads are stopped meanwhile, so that none forks or executes with the descriptor.
+    Raises KernelError (EPERM: it may not, nor may we for it).
+    """
+    mappings = maps.maps(pid)
+    gadget = _gadget(pid, mappings)
+    status = procfs.status(pid)
+    base = hole(_LEADER_ROOM, [(entry.start, entry.end) for entry in mappings])
+    with (
+        Segment(_LEADER_ROOM, base, uid=status.uids[1], gid=status.gids[1]) as segment,
+        Frozen(pid) as frozen,
+    ):
+        slot = segment.slot(_LEADER_ROOM // 2)
+        one = frozen.leader
+        status = procfs.status(pid)
+        signo = quiet_signal(status.sig_cgt, status.sig_pnd | status.shd_pnd)
+        remote = Remote(one.tracee, pid, slot, signo=signo)
+        batch = remote.batch()
+        fd = batch.call(NR.userfaultfd, os.O_CLOEXEC | os.O_NONBLOCK, must=True)
+        request = batch.data(api_request(features))
+        batch.call(NR.ioctl, fd, UFFDIO_API, request, must=True)
+        try:
+            remote.infect(one.regs, one.sigmask, gadget, batch)
+            ours = Userfaultfd(pidfd_getfd(pidfd, fd.ret))
+        finally:
+            number = fd.ret
+            if number >= 0:
+                batch = remote.batch()
+                batch.call(NR.close, number)
+                remote.run(batch, one.regs, one.sigmask)
+            remote.cure(one.regs, one.sigmask, gadget)
+    return ours

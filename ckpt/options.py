@@ -54,6 +54,7 @@ class DumpOptions(CommonOptions):
     leave_stopped: bool = False
     prev_images_dir: str | None = None
     ghost_limit: int = 1 << 20
+    engine: str = "stop"
 
 
 class RestoreOptions(CommonOptions):

@@ -8,7 +8,7 @@ path leads out of it; only `parent`, the image that unchanged pages are in, may 
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
@@ -204,6 +204,19 @@ class ImageDir:
         """Return a descriptor of a raw file (pages, route ...); the caller closes it."""
         name = KINDS[kind].file_name(id)
         return self._create_file(name) if write else self._open_file(name)
+
+    @contextmanager
+    def rewritten(self, kind: str, id: int) -> Iterator[int]:
+        """Give a descriptor of an empty file that takes the place of a raw file in the end."""
+        name = KINDS[kind].file_name(id)
+        draft = f"{name}.new"
+        fd = self._create_file(draft)
+        try:
+            yield fd
+            os.rename(draft, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            self._written.remove(draft)
+        finally:
+            os.close(fd)
 
     # the file system
 

@@ -7,7 +7,7 @@ page follows from the pagemap alone. A writer may fill it in any order once all 
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import NamedTuple, Self
 
@@ -121,6 +121,19 @@ class PageWriter:
                 data, offset = data[written:], offset + written
         except OSError as error:
             raise ImageError(f"{self.name}: {error.strerror}") from error
+
+    def rewrite(self, pieces: Iterable[tuple[int, int, int]]) -> None:
+        """Make the pages file anew of pieces (descriptor, offset, length), itself one of them."""
+        with self._image.rewritten("pages", self._pages_id) as fd:
+            for source, offset, length in pieces:
+                while length:
+                    copied = os.copy_file_range(source, fd, length, offset)
+                    if not copied:
+                        raise ImageError(f"{self.name}: pages are missing at {offset}")
+                    offset, length = offset + copied, length - copied
+            own = os.dup(fd)
+        os.close(self.fd)
+        self.fd = own
 
     def close(self) -> None:
         """Write the pagemap; raise ImageError if pages are missing, or are too many."""

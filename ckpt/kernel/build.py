@@ -24,7 +24,10 @@ ffi.cdef(declarations((Path(__file__).parent / "core/core.h").read_text()))
 ffi.set_source(
     "ckpt.kernel._core",
     '#include "core.h"',
-    sources=[str(CORE / name) for name in ("calls.c", f"cpu_{ARCH}.c", f"remote_{ARCH}.c")],
+    sources=[
+        str(CORE / name)
+        for name in ("calls.c", "userfaultfd.c", f"cpu_{ARCH}.c", f"remote_{ARCH}.c")
+    ],
     include_dirs=[str(CORE)],
     depends=[str(CORE / "core.h")],
     extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],

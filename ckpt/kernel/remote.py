@@ -31,6 +31,7 @@ _SHMGET, _SHMCTL = 29, 31
 _IPC_CREAT, _IPC_RMID, _IPC_SET, _SHM_EXEC, _SHM_NORESERVE = 0o1000, 0, 1, 0o100000, 0o10000
 _STUB_ROOM = 1024
 _MUST = 0x40
+_NOT_MADE = -errno.EINPROGRESS
 
 _PIVOT_END = ffi.offsetof("struct core_slot", "call")
 _SIGMASK = ffi.offsetof("struct core_slot", "sigmask")
@@ -146,7 +147,7 @@ class Call:
 
     @property
     def ret(self) -> int:
-        """Its result: >= 0 or -errno."""
+        """Its result: >= 0 or -errno, which is -EINPROGRESS until it has been made."""
         return int(_CALL.unpack_from(self._slot.segment.memory, self._at)[7])
 
     @property
@@ -177,7 +178,7 @@ class Batch:
                 flags, values[i] = flags | 1 << i, arg.pointer
             else:
                 values[i] = (arg.address if isinstance(arg, Buffer) else arg) & NO_SYSCALL
-        _CALL.pack_into(self._slot.segment.memory, self._next, nr, *values, 0, flags)
+        _CALL.pack_into(self._slot.segment.memory, self._next, nr, *values, _NOT_MADE, flags)
         self.calls.append(Call(self._slot, self._next, nr.name))
         self._next += _CALL.size
         return self.calls[-1]
@@ -331,7 +332,7 @@ class Remote:
             self._away = False
 
     def cure(self, regs: Regs, sigmask: int, gadget: Gadget) -> None:
-        """Detach the segment from the task, then go home."""
+        """Detach the segment from the task, if it got as far as having it; then go home."""
         detach = regs._replace(
             ip=gadget.address, sp=0, ax=NR.shmdt, di=self._stub, orig_ax=NO_SYSCALL
         )
@@ -343,7 +344,8 @@ class Remote:
         ret = self.tracee.regs().result
         self._away = True
         self.go_home(regs, sigmask)
-        check(ret, "shmdt", pid=self.tid)
+        if ret != -errno.EINVAL:
+            check(ret, "shmdt", pid=self.tid)
 
 
 def _described(call: Call) -> str:

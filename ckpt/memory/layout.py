@@ -36,3 +36,37 @@ def gaps(kept: Iterable[Range]) -> list[Range]:
 def overlap(one: Range, others: Iterable[Range]) -> bool:
     """Say whether a range has an address in common with any of the others."""
     return any(one[0] < end and start < one[1] for start, end in others)
+
+
+def subtract(ranges: Iterable[Range], holes: Iterable[Range]) -> list[Range]:
+    """Return what is left of sorted ranges without the holes."""
+    found, cuts, at = [], union(holes), 0
+    for start, end in ranges:
+        while at < len(cuts) and cuts[at][1] <= start:
+            at += 1
+        here = at
+        while here < len(cuts) and cuts[here][0] < end:
+            if cuts[here][0] > start:
+                found.append((start, cuts[here][0]))
+            start = max(start, cuts[here][1])
+            here += 1
+        if start < end:
+            found.append((start, end))
+    return found
+
+
+def intersect(ranges: Iterable[Range], others: Iterable[Range]) -> list[Range]:
+    """Return what sorted ranges have in common with the others."""
+    ranges = list(ranges)
+    return subtract(ranges, subtract(ranges, others))
+
+
+def union(ranges: Iterable[Range]) -> list[Range]:
+    """Return ranges sorted, with those that touch or overlap put together."""
+    found: list[Range] = []
+    for start, end in sorted(ranges):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], end))
+        else:
+            found.append((start, end))
+    return found

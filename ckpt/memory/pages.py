@@ -5,6 +5,7 @@ Out by process_vm_readv, many runs at a time, through small buffers that stay in
 Back in by preadv, made by the task itself: one copy, from the page cache to its place.
 """
 
+import errno
 import os
 from _thread import allocate_lock
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import ffi, lib, syscall
 from ckpt.kernel.pagemap import Page, Region, scan
 from ckpt.kernel.remote import Batch, Call
+from ckpt.memory.layout import Range
 from ckpt.memory.vmas import MAP_HUGETLB, MAP_LOCKED, Status, guard, is_private
 
 _BUFFER = 256 << 10
@@ -36,8 +38,12 @@ class Counts:
         self.scanned, self.written = scanned, written
 
 
-def dumped(pagemap: int, entry: pb.vma_entry) -> tuple[list[Region], list[pb.vma_entry]]:
+def dumped(
+    pagemap: int, entry: pb.vma_entry, part: Range | None = None
+) -> tuple[list[Region], list[pb.vma_entry]]:
     """Return the runs of a mapping whose pages belong in the image, and its guard pages' records.
+
+    part is the range to look at, if not all of it.
 
     Anonymous memory: all but the zero page. Private file mappings: what was written, which is
     what is no longer the file's.
@@ -49,7 +55,13 @@ def dumped(pagemap: int, entry: pb.vma_entry) -> tuple[list[Region], list[pb.vma
         none_of |= Page.FILE
     wanted = Page.PRESENT | Page.SWAPPED | Page.GUARD
     found = list(
-        scan(pagemap, entry.start, entry.end, any_of=wanted, none_of=none_of, tell=Page.GUARD)
+        scan(
+            pagemap,
+            *(part or (entry.start, entry.end)),
+            any_of=wanted,
+            none_of=none_of,
+            tell=Page.GUARD,
+        )
     )
     guards = [guard(run.start, run.end) for run in found if run.categories & Page.GUARD]
     return [run for run in found if not run.categories & Page.GUARD], guards
@@ -61,13 +73,16 @@ def flags_of(entry: pb.vma_entry) -> int:
     return PE_PRESENT | (PE_LAZY if lazy and not entry.flags & (MAP_LOCKED | MAP_HUGETLB) else 0)
 
 
-def copy(pid: int, mem: int, runs: Iterable[Region], writer: PageWriter) -> None:
-    """Write the pages of all runs, all that writer has been told of; mem is the open /proc/PID/mem.
+def copy(
+    pid: int, mem: int, runs: list[Region], writer: PageWriter, *, running: bool = False
+) -> None:
+    """Write the pages of all runs to the file, from its begin; mem is the open /proc/PID/mem.
 
+    In a process that is running pages may go away; they are written as zeros then.
     Two threads where it is worth one: a file takes one write at a time, and the other reads.
     """
-    job = _Copy(pid, mem, runs, writer)
-    if writer.size < _WORTH_A_THREAD:
+    job = _Copy(pid, mem, runs, writer, running=running)
+    if sum(run.end - run.start for run in runs) < _WORTH_A_THREAD:
         job.work()
     else:
         from threading import Thread
@@ -83,8 +98,10 @@ def copy(pid: int, mem: int, runs: Iterable[Region], writer: PageWriter) -> None
 class _Copy:
     """What the threads of one copy share: the pieces still to be taken, and the first error."""
 
-    def __init__(self, pid: int, mem: int, runs: Iterable[Region], writer: PageWriter) -> None:
-        self._pid, self._mem, self._writer = pid, mem, writer
+    def __init__(
+        self, pid: int, mem: int, runs: Iterable[Region], writer: PageWriter, *, running: bool
+    ) -> None:
+        self._pid, self._mem, self._writer, self._running = pid, mem, writer, running
         self._pieces = _filled(runs)
         self._next = allocate_lock()
         self.error: BaseException | None = None
@@ -95,7 +112,7 @@ class _Copy:
             view = memoryview(bytearray(_BUFFER))
             while not self.error and (taken := self._take()):
                 pieces, offset, size = taken
-                self._read(pieces, view[:size])
+                read_into(self._pid, self._mem, pieces, view[:size], running=self._running)
                 self._writer.pwrite(view[:size], offset)
                 self._begin_write_back(offset + size, size)
         except BaseException as error:  # raised anew by copy(), in the thread that called it
@@ -105,23 +122,6 @@ class _Copy:
         with self._next:
             return next(self._pieces, None)
 
-    def _read(self, pieces: list[tuple[int, int]], view: memoryview) -> None:
-        ranges = ffi.new("struct core_range[]", pieces)
-        with ffi.from_buffer(view) as address:
-            if lib.core_vm_read(self._pid, ranges, len(pieces), address) == len(view):
-                return
-        # A page that may not be read (PROT_NONE): /proc/PID/mem reads it all the same.
-        at = 0
-        for start, length in pieces:
-            try:
-                got = os.preadv(self._mem, [view[at : at + length]], start)
-            except OSError as error:
-                number = error.errno or 0
-                raise KernelError(number, "reading memory", pid=self._pid, addr=start) from error
-            if got != length:
-                raise KernelError(5, "reading memory", pid=self._pid, addr=start + got)
-            at += length
-
     def _begin_write_back(self, end: int, size: int) -> None:
         """Have the disk begin, now and then: the sync at the end would wait for all of it."""
         if end % _WRITE_BACK < size:
@@ -129,6 +129,41 @@ class _Copy:
             # the disk is told by the fsync at the end.
             begin = max(0, end - 2 * _WRITE_BACK)
             syscall(NR.sync_file_range, self._writer.fd, begin, end - begin, _SYNC_WRITE)
+
+
+def read_into(
+    pid: int, mem: int, pieces: list[tuple[int, int]], view: memoryview, *, running: bool = False
+) -> None:
+    """Read pieces (start, length) of a task's memory, one behind the other, to fill view.
+
+    Raises KernelError for a page that cannot be read; in a running process, that is zeros.
+    """
+    ranges = ffi.new("struct core_range[]", pieces)
+    with ffi.from_buffer(view) as address:
+        if lib.core_vm_read(pid, ranges, len(pieces), address) == len(view):
+            return
+    at = 0
+    for start, length in pieces:
+        # By pages only if it must be: what cannot be read may be one of many.
+        step = PAGE if running else length
+        for page in range(start, start + length, step):
+            _read_forced(pid, mem, page, view[at : at + step], running=running)
+            at += step
+
+
+def _read_forced(pid: int, mem: int, start: int, view: memoryview, *, running: bool) -> None:
+    """Read by /proc/PID/mem, which reads a page even if its protection forbids."""
+    try:
+        got = os.preadv(mem, [view], start)
+    except OSError as error:
+        if not running:
+            number = error.errno or 0
+            raise KernelError(number, "reading memory", pid=pid, addr=start) from error
+        got = 0
+    if got != len(view):
+        if not running:
+            raise KernelError(errno.EIO, "reading memory", pid=pid, addr=start + got)
+        view[got:] = bytes(len(view) - got)
 
 
 _Piece = tuple[list[tuple[int, int]], int, int]

@@ -23,7 +23,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from ckpt.errors import CkptError
-from ckpt.kernel import procfs
+from ckpt.kernel import mem, procfs
 from ckpt.kernel.arch import ERESTART_RESTARTBLOCK, NO_SYSCALL, NR, Regs, again, home
 from ckpt.kernel.procfs import Syscall
 from ckpt.kernel.ptrace import Tracee
@@ -160,13 +160,11 @@ def _out_of_critical_section(tracee: Tracee, regs: Regs) -> Regs:
     rseq = tracee.rseq()
     if rseq is None:
         return regs
-    with open(f"/proc/{tracee.tid}/mem", "rb", buffering=0) as memory:
-        memory.seek(rseq.pointer + _RSEQ_CS)
-        section = int.from_bytes(memory.read(8), "little")
-        if not section:
-            return regs
-        memory.seek(section)
-        _, _, start, length, abort = _CRITICAL_SECTION.unpack(memory.read(_CRITICAL_SECTION.size))
+    section = int.from_bytes(mem.read(tracee.tid, rseq.pointer + _RSEQ_CS, 8), "little")
+    if not section:
+        return regs
+    record = mem.read(tracee.tid, section, _CRITICAL_SECTION.size)
+    _, _, start, length, abort = _CRITICAL_SECTION.unpack(record)
     if not start <= regs.ip < start + length:
         return regs
     aborted = regs._replace(ip=abort)
@@ -194,13 +192,10 @@ def _once_more(regs: Regs, tid: int, sleep: Sleep | None, now: int) -> Regs:
         left = max(regs.args[argument] - slept // 1_000_000, 0)
         return fresh._replace(**{_ARGUMENTS[argument]: left})
     argument = _TIMESPEC[NR(number)]
-    with open(f"/proc/{tid}/mem", "r+b", buffering=0) as memory:
-        memory.seek(regs.args[argument])
-        seconds, nanoseconds = _SPEC.unpack(memory.read(_SPEC.size))
-        left = max(seconds * 10**9 + nanoseconds - slept, 0)
-        where = (regs.sp - _BELOW_STACK) & ~15
-        memory.seek(where)
-        memory.write(_SPEC.pack(left // 10**9, left % 10**9))
+    seconds, nanoseconds = _SPEC.unpack(mem.read(tid, regs.args[argument], _SPEC.size))
+    left = max(seconds * 10**9 + nanoseconds - slept, 0)
+    where = (regs.sp - _BELOW_STACK) & ~15
+    mem.write(tid, where, _SPEC.pack(left // 10**9, left % 10**9))
     return fresh._replace(**{_ARGUMENTS[argument]: where})
 
 

@@ -52,6 +52,32 @@ int64_t core_pagemap_scan(int32_t fd, uint64_t start, uint64_t end, uint64_t fla
 			  uint64_t return_mask, struct core_region *regions, size_t n,
 			  uint64_t *walk_end);
 
+/* ---- userfaultfd ---- */
+
+enum core_event_flag {
+	CORE_UNSERVED = 0x10000,	/* a fault that could not be answered yet */
+};
+
+/* A struct uffd_msg: kind is UFFD_EVENT_*; flags the fault's, or where a remap went. */
+struct core_event {
+	uint64_t kind;
+	uint64_t start;
+	uint64_t end;
+	uint64_t flags;
+};
+
+/*
+ * Read up to n messages, 0 if there are none; with unprotect, answer write-protect faults by
+ * taking the protection of the page away, which wakes the thread.
+ */
+int64_t core_uffd_read(int32_t fd, struct core_event *events, size_t n, int32_t unprotect);
+
+/*
+ * Write-protect ranges, or take that away; ranges that are not there any more are passed over.
+ * Returns how many were done: fewer than n when an event has to be read first.
+ */
+int64_t core_uffd_protect(int32_t fd, const struct core_range *ranges, size_t n, int32_t protect);
+
 /*
  * A child of ours, forked by clone3(2) with the pids of set_tid (innermost namespace first), that
  * only waits to be seized. flags are clone3's. It waits on lifeline[0], of a pipe whose other end

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines: how the private memory of a process is saved. What they write is the same."""
+
+import os
+import time
+from functools import partial
+from typing import Protocol, Self
+
+from ckpt.image import pb
+from ckpt.image.pages import PAGE, PageWriter
+from ckpt.kernel.maps import smaps
+from ckpt.kernel.pagemap import Region
+from ckpt.memory import pages, vmas
+from ckpt.snapshot import Snapshot, mapped_file, open_proc
+
+
+class Engine(Protocol):
+    """Saves memory around the freeze; a context manager that leaves nothing with the process."""
+
+    def __enter__(self) -> Self:
+        """Begin."""
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the process, whatever happened."""
+
+    def prepare(self) -> None:
+        """Do what can be done while the process runs."""
+
+    def freeze(self) -> None:
+        """Take the rest; the process is stopped, and this is the instant of the image."""
+
+    def finish(self) -> None:
+        """Complete pagemap and pages; the process may run again, or be gone."""
+
+
+class Stop:
+    """Copies everything while the process is stopped."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def prepare(self) -> None:
+        """Nothing: what is copied now may be old in the freeze."""
+
+    def freeze(self) -> None:
+        """Copy all private pages; shared objects are saved as their mappings come up."""
+        take_memory(self.snapshot)
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+def take_memory(snapshot: Snapshot) -> None:
+    """Copy all private pages; shared objects are saved as their mappings come up."""
+    pid, report = snapshot.pid, snapshot.report
+    since = time.monotonic_ns()
+    pagemap = open_proc(pid, "pagemap")
+    mem = open_proc(pid, "mem")
+    try:
+        file_id = partial(mapped_file, snapshot)
+        snapshot.vmas = [vmas.dump(mapping, file_id) for mapping in smaps(pid)]
+        runs: list[Region] = []
+        guards: list[pb.vma_entry] = []
+        writer = PageWriter(snapshot.image, "pagemap", pid, snapshot.pages_id())
+        with writer:
+            for entry in snapshot.vmas:
+                found, guarded = pages.dumped(pagemap, entry)
+                guards += guarded
+                for run in found:
+                    size = (run.end - run.start) // PAGE
+                    writer.add(run.start, size, pages.flags_of(entry))
+                    report.memory.written += size
+                runs += found
+                report.memory.scanned += (entry.end - entry.start) // PAGE
+            pages.copy(pid, mem, runs, writer)
+        snapshot.vmas = vmas.merged_vvar(snapshot.vmas) + guards
+    finally:
+        os.close(pagemap)
+        os.close(mem)
+    report.copying_ns = time.monotonic_ns() - since
+
+
+def engine(snapshot: Snapshot, name: str) -> Engine:
+    """Return the engine of that name, `stop` or `live`."""
+    if name == "live":
+        from ckpt.live import Live
+
+        return Live(snapshot)
+    return Stop(snapshot)

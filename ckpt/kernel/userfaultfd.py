@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""userfaultfd(2), its write-protect side: a descriptor of the mm that opened it.
+
+Facts that bite:
+- It belongs to the address space of the task that opened it, so the task opens it (a stub's
+  call), we take a copy by pidfd_getfd, and the task closes its own. When the last copy is closed,
+  by our death too, the kernel takes all protection away and wakes who waits.
+- While an event other than a fault is unread, every ioctl says EAGAIN, and whoever caused the
+  event waits until it is read.
+- With WP_UNPOPULATED a page that is not there is protected as well: its first write faults. But
+  what is discarded (REMOVE, UNMAP) comes back unprotected, so those ranges have to be known.
+"""
+
+import errno
+from enum import IntEnum, IntFlag
+from struct import Struct
+from typing import NamedTuple
+
+from ckpt.kernel.arch import NR
+from ckpt.kernel.ffi import check, ffi, lib, syscall
+
+UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
+_API = 0xAA
+_MODE_WP = 2
+_UNSERVED = 0x10000
+_ROOM = 64
+API_REQUEST = Struct("<QQQ")  # struct uffdio_api: api, features, ioctls
+
+
+class Feature(IntFlag):
+    """UFFD_FEATURE_*."""
+
+    PAGEFAULT_FLAG_WP = 1 << 0
+    EVENT_FORK = 1 << 1
+    EVENT_REMAP = 1 << 2
+    EVENT_REMOVE = 1 << 3
+    EVENT_UNMAP = 1 << 6
+    WP_HUGETLBFS_SHMEM = 1 << 12
+    WP_UNPOPULATED = 1 << 13
+    WP_ASYNC = 1 << 15
+
+
+TRACKING = (
+    Feature.PAGEFAULT_FLAG_WP
+    | Feature.EVENT_REMAP
+    | Feature.EVENT_REMOVE
+    | Feature.EVENT_UNMAP
+    | Feature.WP_UNPOPULATED
+)
+
+
+class Kind(IntEnum):
+    """UFFD_EVENT_*."""
+
+    PAGEFAULT = 0x12
+    FORK = 0x13
+    REMAP = 0x14
+    REMOVE = 0x15
+    UNMAP = 0x16
+
+
+class Event(NamedTuple):
+    """What happened to [start, end): a fault (served or not), or memory that went away.
+
+    to is where a remap went.
+    """
+
+    kind: Kind
+    start: int
+    end: int
+    to: int
+    served: bool
+
+
+def api_request(features: Feature) -> bytes:
+    """Return the argument of UFFDIO_API, which the opener has to make first."""
+    return API_REQUEST.pack(_API, features, 0)
+
+
+class Userfaultfd:
+    """Our copy of a task's userfaultfd, owned."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._events = ffi.new("struct core_event[]", _ROOM)
+
+    def close(self) -> None:
+        """Close it; with the last copy all protection goes."""
+        if self.fd >= 0:
+            syscall(NR.close, self.fd)
+            self.fd = -1
+
+    def register(self, start: int, end: int) -> bool:
+        """Register a whole mapping for write-protection; False if it cannot be (EINVAL, EBUSY)."""
+        arg = ffi.new("uint64_t[4]", [start, end - start, _MODE_WP, 0])
+        ret = syscall(NR.ioctl, self.fd, _UFFDIO_REGISTER, int(ffi.cast("uintptr_t", arg)))
+        if ret in (-errno.EINVAL, -errno.EBUSY, -errno.ENOMEM, -errno.EPERM):
+            return False
+        check(ret, "UFFDIO_REGISTER", addr=start)
+        return True
+
+    def unregister(self, start: int, end: int) -> None:
+        """Take a range out again; what is gone meanwhile is no error."""
+        arg = ffi.new("uint64_t[2]", [start, end - start])
+        syscall(NR.ioctl, self.fd, _UFFDIO_UNREGISTER, int(ffi.cast("uintptr_t", arg)))
+
+    def protect(self, ranges: list[tuple[int, int]], *, on: bool = True) -> int:
+        """Protect ranges (start, length), or not; returns how many before events must be read."""
+        done = lib.core_uffd_protect(
+            self.fd, ffi.new("struct core_range[]", ranges), len(ranges), on
+        )
+        return check(done, "UFFDIO_WRITEPROTECT", addr=ranges[0][0] if ranges else None)
+
+    def serve(self) -> list[Event]:
+        """Read what is there, and answer write faults by taking the page's protection away."""
+        got = check(lib.core_uffd_read(self.fd, self._events, _ROOM, 1), "read userfaultfd")
+        return [
+            Event(
+                Kind(event.kind), event.start, event.end, event.flags, not event.flags & _UNSERVED
+            )
+            for event in self._events[0:got]
+        ]

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages on their way to pages-N.img while it is not yet known which pages there will be.
+
+The format has the pages in the order of their addresses, without gaps. A first look says which
+pages there are, and their places follow. Pages that come up later go to a second, nameless file;
+in the end they are put in between, and what has gone is taken out.
+"""
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+
+from ckpt.image.pages import PAGE, PageWriter
+from ckpt.memory.layout import Range
+
+
+class Spool:
+    """The pages of a process, by address. first are the ranges (start, end) of the first look."""
+
+    def __init__(self, writer: PageWriter, directory: int, first: Iterable[Range]) -> None:
+        self._writer = writer
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._offsets: list[int] = []
+        self.size = 0
+        for start, end in first:
+            self._starts.append(start)
+            self._ends.append(end)
+            self._offsets.append(self.size)
+            self.size += end - start
+        self._extra: dict[int, int] = {}
+        self._extra_fd = os.open(
+            f"/proc/self/fd/{directory}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600
+        )
+
+    def close(self) -> None:
+        """Let the second file go."""
+        if self._extra_fd >= 0:
+            os.close(self._extra_fd)
+            self._extra_fd = -1
+
+    def put(self, start: int, data: memoryview) -> None:
+        """Keep pages, instead of what was kept for them before."""
+        at = 0
+        while at < len(data):
+            offset, length = self._place(start + at, len(data) - at)
+            if offset >= 0:
+                self._writer.pwrite(data[at : at + length], offset)
+            else:
+                self._put_extra(start + at, data[at : at + length])
+            at += length
+
+    def _place(self, start: int, length: int) -> Range:
+        """Return the offset for as much of a range as has its place together; -1 if none has."""
+        at = bisect_right(self._starts, start) - 1
+        if at >= 0 and start < self._ends[at]:
+            inside = start - self._starts[at]
+            return self._offsets[at] + inside, min(length, self._ends[at] - start)
+        after = self._starts[at + 1] if at + 1 < len(self._starts) else start + length
+        return -1, min(length, after - start)
+
+    def _put_extra(self, start: int, data: memoryview) -> None:
+        for page in range(0, len(data), PAGE):
+            place = self._extra.setdefault(start + page, len(self._extra) * PAGE)
+            os.pwrite(self._extra_fd, data[page : page + PAGE], place)
+
+    def ranges(self) -> list[Range]:
+        """Return all that is kept, as ranges (start, end) by address; adjacent ones may touch."""
+        extra = [(page, page + PAGE) for page in self._extra]
+        return sorted([*zip(self._starts, self._ends, strict=True), *extra])
+
+    def arrange(self, wanted: Iterable[Range]) -> None:
+        """Make pages-N.img hold just the wanted pages, in order; all of them are kept."""
+        pieces = list(self._pieces(wanted))
+        if all(fd == self._writer.fd for fd, _, _ in pieces) and _in_order(pieces, self.size):
+            return
+        self._writer.rewrite(pieces)
+
+    def _pieces(self, wanted: Iterable[Range]) -> Iterator[tuple[int, int, int]]:
+        """Yield (descriptor, offset, length) for the wanted pages."""
+        for start, end in wanted:
+            while start < end:
+                offset, length = self._place(start, end - start)
+                if offset >= 0:
+                    yield self._writer.fd, offset, length
+                else:
+                    length = PAGE
+                    yield self._extra_fd, self._extra[start], length
+                start += length
+
+
+def _in_order(pieces: list[tuple[int, int, int]], size: int) -> bool:
+    """Say whether pieces of one file are all of it, from front to back."""
+    at = 0
+    for _, offset, length in pieces:
+        if offset != at:
+            return False
+        at += length
+    return at == size

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pages does a running process write? A log, by write-protect faults.
+
+Mappings are registered whole, so none is split, and protected while the process runs. A thread of
+ours answers each fault by taking the protection of that page away and writing it down; to see
+the next write to it, it has to be protected again. Memory that is discarded, unmapped or moved
+loses its protection with its pages; those ranges are kept apart as lost: there the log is blind.
+"""
+
+import os
+import select
+import sys
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+
+from ckpt.errors import CkptError
+from ckpt.kernel.userfaultfd import Event, Kind, Userfaultfd
+from ckpt.memory.layout import Range
+
+PAGE = 4096
+_CHUNK = 64 << 20  # what one ioctl protects: it holds up who wants to map
+_SWITCH_INTERVAL = 0.0002
+
+
+class Tracker:
+    """The log of one process. A context manager; leaving it sets the process free of us."""
+
+    def __init__(self, uffd: Userfaultfd) -> None:
+        self.armed: list[Range] = []
+        self.faults = 0
+        self._uffd = uffd
+        self._log: dict[int, None] = {}
+        self._lost: list[Range] = []
+        self._unserved: list[int] = []
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._serve, name="faults", daemon=True)
+        self._switch_interval = sys.getswitchinterval()
+
+    def __enter__(self) -> "Tracker":
+        # A fault waits for the thread that answers it, and that one for the interpreter.
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unregister everything and end; the process may run, or be gone."""
+        if self._wake < 0:
+            return
+        for start, end in self.armed:
+            for at in range(start, end, _CHUNK):
+                self._uffd.unregister(at, min(at + _CHUNK, end))
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        self._uffd.close()
+        os.close(self._wake)
+        self._wake = -1
+        sys.setswitchinterval(self._switch_interval)
+
+    # --- the thread that answers
+
+    def _serve(self) -> None:
+        with suppress(OSError):  # without the right to it, we take our turn like everybody
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        poll = select.poll()
+        poll.register(self._uffd.fd, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        try:
+            while not any(fd == self._wake for fd, _ in poll.poll(1 if self._unserved else None)):
+                self._take(self._uffd.serve())
+        except BaseException as error:  # raised where the log is asked for
+            self._error = error
+
+    def _take(self, events: list[Event]) -> None:
+        with self._lock:
+            for event in events:
+                if event.kind == Kind.PAGEFAULT:
+                    self._log[event.start] = None
+                    self.faults += 1
+                    if not event.served:
+                        self._unserved.append(event.start)
+                    continue
+                self._lost.append((event.start, event.end))
+                if event.kind == Kind.REMAP:
+                    self._lost.append((event.to, event.to + event.end - event.start))
+            if self._unserved:
+                self._again()
+
+    def _again(self) -> None:
+        """Answer the faults that an event was in the way of."""
+        done = self._uffd.protect([(page, PAGE) for page in self._unserved], on=False)
+        self._unserved = self._unserved[done:]
+
+    # --- what the log is asked
+
+    def arm(self, mapping: Range) -> bool:
+        """Register a mapping and protect it; False if the kernel cannot."""
+        start, end = mapping
+        if not self._uffd.register(start, end):
+            return False
+        self.armed.append(mapping)
+        self.protect([(at, min(_CHUNK, end - at)) for at in range(start, end, _CHUNK)])
+        return True
+
+    def protect(self, ranges: list[tuple[int, int]]) -> None:
+        """Protect ranges (start, length)."""
+        while ranges:
+            if self._error:
+                raise CkptError(f"tracking writes: {self._error}") from self._error
+            ranges = ranges[self._uffd.protect(ranges) :]
+
+    def take(self) -> tuple[list[int], list[Range]]:
+        """Return the pages written since the last call, in their order, and the ranges lost."""
+        with self._lock:
+            log, self._log = self._log, {}
+            lost, self._lost = self._lost, []
+        return list(log), lost
+
+    def drain(self) -> None:
+        """Read what is still queued; the process is stopped, so nothing is added meanwhile."""
+        while True:
+            events = self._uffd.serve()
+            self._take(events)
+            if not events and not self._unserved:
+                return
+
+
+def runs_of(pages: Iterable[int]) -> list[tuple[int, int]]:
+    """Return pages as sorted ranges (start, length), adjacent ones put together."""
+    found: list[tuple[int, int]] = []
+    start = end = 0
+    for page in sorted(pages):
+        if page == end:
+            end += PAGE
+            continue
+        if end:
+            found.append((start, end - start))
+        start, end = page, page + PAGE
+    if end:
+        found.append((start, end - start))
+    return found

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is taken of a process for its image, by whatever engine, and what the dump has to report."""
+
+import os
+
+from ckpt.errors import KernelError
+from ckpt.files.kind import Dump
+from ckpt.files.mapped import save_mapped
+from ckpt.image import pb
+from ckpt.image.directory import ImageDir
+from ckpt.kernel import procfs
+from ckpt.kernel.maps import SmapsEntry
+from ckpt.memory import shmem
+from ckpt.memory.pages import Counts
+from ckpt.options import DumpOptions
+
+
+class DumpReport:
+    """What a dump did. Times in ns; pages of 4096 bytes."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.freezing_ns = self.frozen_ns = self.copying_ns = self.total_ns = 0
+        self.memory, self.shared = Counts(), Counts()
+
+
+class Snapshot:
+    """What is taken of a frozen process, to be written when it runs again."""
+
+    def __init__(self, pid: int, pidfd: int, image: ImageDir, options: DumpOptions) -> None:
+        self.pid, self.pidfd, self.image = pid, pidfd, image
+        self.report = DumpReport(pid)
+        self.frozen = False
+        self.entries: list[pb.file_entry] = []
+        self.fdinfo: list[pb.fdinfo_entry] = []
+        self.vmas: list[pb.vma_entry] = []
+        self.exe_id = self.cwd_id = self.root_id = 0
+        self.cores: dict[int, pb.core_entry] = {}
+        self.mm: pb.mm_entry
+        self.stat: procfs.Stat
+        self.status: procfs.Status
+        self._ids = self._pages_ids = 0
+        self._objects: list[tuple[int, int]] = []
+        self.files = Dump(
+            image, options, self._save_shmem, self._next_id, self.entries.append, root="/"
+        )
+
+    def _next_id(self) -> int:
+        self._ids += 1
+        return self._ids
+
+    def pages_id(self) -> int:
+        """Return the next number of a pages-N.img."""
+        self._pages_ids += 1
+        return self._pages_ids
+
+    def _save_shmem(self, shmid: int, fd: int, size: int) -> None:
+        """Save a shared object, or remember to: its content is that of the freeze."""
+        if not self.files.first("shmem", shmid):
+            return
+        if self.frozen:
+            self._write_shmem(shmid, fd, size)
+        else:
+            self._objects.append((shmid, os.dup(fd)))
+
+    def freeze(self) -> None:
+        """Save the shared objects that came up while the process ran; now it is stopped."""
+        self.frozen = True
+        while self._objects:
+            shmid, fd = self._objects.pop()
+            try:
+                self._write_shmem(shmid, fd, os.fstat(fd).st_size)
+            finally:
+                os.close(fd)
+
+    def _write_shmem(self, shmid: int, fd: int, size: int) -> None:
+        counts = shmem.save(self.image, shmid, self.pages_id(), fd, size)
+        self.report.shared.scanned += counts.scanned
+        self.report.shared.written += counts.written
+
+
+def save_link(link: str, out: Dump) -> int:
+    """Save what a link of /proc leads to, as a path; returns its id."""
+    try:
+        fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelError(error.errno or 0, f"opening {link}") from error
+    try:
+        return save_mapped(fd, os.readlink(link), out)
+    finally:
+        os.close(fd)
+
+
+def open_proc(pid: int, name: str) -> int:
+    """Open a file of /proc/PID to read."""
+    try:
+        return os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelError(error.errno or 0, f"opening /proc/{pid}/{name}") from error
+
+
+def mapped_file(snapshot: Snapshot, mapping: SmapsEntry, flags: int) -> int:
+    """Save the file behind a mapping, by the link that map_files has for it."""
+    link = f"/proc/{snapshot.pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+    return save_link(link, snapshot.files)
