@@ -5,7 +5,7 @@ import os
 from functools import partial
 from typing import NamedTuple
 
-from ckpt.errors import ImageError
+from ckpt.errors import ImageError, Unsupported
 from ckpt.files.kind import Restore
 from ckpt.files.mapped import open_mapped
 from ckpt.files.table import FileTable
@@ -62,9 +62,19 @@ def read(image: ImageDir) -> Saved:
         _check_core(core, tid, leader=tid == pid)
     mm = image.read("mm", pid)
     ids = image.read("ids", pid)
+    _check_namespaces(image, ids, pid)
     fdinfo = [entry for entry, _ in image.records("fdinfo", ids.files_id)]
     mappings = vmas.checked(mm.vmas or (vma for vma, _ in image.records("vmas", pid)))
     return Saved(pid, tids, tree, cores, mm, mappings, image.read("fs", pid), fdinfo)
+
+
+def _check_namespaces(image: ImageDir, ids: pb.task_kobj_ids_entry, pid: int) -> None:
+    """The dumper's own namespaces are named in the inventory; those of the restorer stand in."""
+    of_dumper = image.read("inventory").root_ids
+    for field, ns_id in ids.ListFields():
+        kind, is_namespace, _ = field.name.partition("_ns_id")
+        if is_namespace and ns_id != getattr(of_dumper, field.name):
+            raise Unsupported(f"pid {pid} had its own {kind} namespace: not restored yet")
 
 
 def _check_core(core: pb.core_entry, tid: int, *, leader: bool) -> None:
