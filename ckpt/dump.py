@@ -47,7 +47,7 @@ def dump(options: DumpOptions) -> DumpReport:
 
 def _dump(snapshot: Snapshot, options: DumpOptions) -> None:
     log = options.log
-    with engine(snapshot, options.engine) as memory, Questions(snapshot.pid) as questions:
+    with engine(snapshot, options.engine, log) as memory, Questions(snapshot.pid) as questions:
         log.stage("prepare")
         memory.prepare()
         _freeze(snapshot, options, memory, questions)

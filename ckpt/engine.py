@@ -6,10 +6,12 @@ import time
 from functools import partial
 from typing import Protocol, Self
 
+from ckpt.errors import KernelError
 from ckpt.image import pb
 from ckpt.image.pages import PAGE, PageWriter
 from ckpt.kernel.maps import smaps
 from ckpt.kernel.pagemap import Region
+from ckpt.log import Log
 from ckpt.memory import pages, vmas
 from ckpt.snapshot import Snapshot, mapped_file, open_proc
 
@@ -86,10 +88,16 @@ def take_memory(snapshot: Snapshot) -> None:
     report.copying_ns = time.monotonic_ns() - since
 
 
-def engine(snapshot: Snapshot, name: str) -> Engine:
-    """Return the engine of that name, `stop` or `live`."""
-    if name == "live":
-        from ckpt.live import Live
+def engine(snapshot: Snapshot, name: str, log: Log) -> Engine:
+    """Return the engine of that name: `stop`, `live`, or `auto`, which is live if that can be."""
+    if name == "stop":
+        return Stop(snapshot)
+    from ckpt.live import Live
 
+    try:
         return Live(snapshot)
-    return Stop(snapshot)
+    except KernelError as error:
+        if name == "live":
+            raise
+        log.warning("engine", f"no live dump of pid {snapshot.pid}, it is stopped instead: {error}")
+        return Stop(snapshot)

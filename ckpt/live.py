@@ -40,7 +40,10 @@ class Pass(NamedTuple):
 
 
 class Live:
-    """The engine that saves memory while the process runs; a context manager around it all."""
+    """The engine that saves memory while the process runs; a context manager around it all.
+
+    Making it raises KernelError where a userfaultfd is not to be had.
+    """
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot, self.pid = snapshot, snapshot.pid
@@ -54,11 +57,12 @@ class Live:
         self._there: list[Range] = []
         self._guards: list[pb.vma_entry] = []
 
+        self._tracker = Tracker(fetch_userfaultfd(self.pid, snapshot.pidfd, TRACKING))
+
     def __enter__(self) -> "Live":
+        self._tracker.__enter__()
         self._pagemap = open_proc(self.pid, "pagemap")
         self._mem = open_proc(self.pid, "mem")
-        self._tracker = Tracker(fetch_userfaultfd(self.pid, self.snapshot.pidfd, TRACKING))
-        self._tracker.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:

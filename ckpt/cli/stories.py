@@ -104,6 +104,8 @@ def _wait(pid: int) -> int:
 
 # --- the request
 
+ENGINES = ("auto", "stop", "live")
+
 
 def dump_options(arguments: Arguments, log: LineLog) -> DumpOptions:
     """Return what `dump` is asked to do. Raises OptionsError."""
@@ -113,12 +115,17 @@ def dump_options(arguments: Arguments, log: LineLog) -> DumpOptions:
     if arguments.has("leave-running") and arguments.has("leave-stopped"):
         raise OptionsError("--leave-running and --leave-stopped exclude each other")
     limit = arguments.size("ghost-limit")
+    running = arguments.has("leave-running")
+    engine = arguments.text("engine") or ("auto" if running else "stop")
+    if engine not in ENGINES:
+        raise OptionsError(f"no engine {engine!r}", hint=f"there are {', '.join(ENGINES)}")
     return DumpOptions(
         pid=pid,
-        leave_running=arguments.has("leave-running"),
+        leave_running=running,
         leave_stopped=arguments.has("leave-stopped"),
         prev_images_dir=arguments.text("prev-images-dir"),
         ghost_limit=DumpOptions.ghost_limit if limit is None else limit,
+        engine=engine,
         **_common(arguments, log),
     )
 

@@ -44,6 +44,13 @@ OPTIONS = (
     Option("work-dir", "W", "DIR", "where logs, pid files and statistics go; default: -D", _BOTH),
     Option("leave-running", "R", "", "let the process run on after the dump", _DUMP),
     Option("leave-stopped", "s", "", "leave the process stopped after the dump", _DUMP),
+    Option(
+        "engine",
+        "",
+        "NAME",
+        "stop, live (copied while it runs) or auto; default: auto with -R",
+        _DUMP,
+    ),
     Option("restore-detached", "d", "", "do not wait for the end of what is restored", _RESTORE),
     Option("restore-sibling", "S", "", "make it a child of our parent, not of us", _RESTORE),
     Option("pidfile", "", "FILE", "write the pid of what is restored to FILE", _BOTH),

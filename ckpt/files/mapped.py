@@ -8,6 +8,7 @@ from ckpt.files.kind import Dump, Restore
 from ckpt.files.memfd import is_memfd, open_memfd
 from ckpt.files.memfd import save_mapped as save_memfd
 from ckpt.files.regfile import open_entry, save_path
+from ckpt.files.sockopts import doing
 from ckpt.image import pb
 
 
@@ -27,9 +28,10 @@ def open_mapped(file_id: int, flags: int, make: Restore) -> int:
     is not as it was.
     """
     record = make.entry(file_id)
-    if record.type == pb.FD_MEMFD:
-        return open_memfd(record.memfd, make, flags)
-    if record.type == pb.FD_REG:
-        return open_entry(record.reg, make, flags | os.O_CLOEXEC)
+    with doing(f"open file {file_id} of the image"):
+        if record.type == pb.FD_MEMFD:
+            return open_memfd(record.memfd, make, flags)
+        if record.type == pb.FD_REG:
+            return open_entry(record.reg, make, flags | os.O_CLOEXEC)
     name = pb.fd_types.Name(record.type)
     raise ImageError(f"files.img: file {file_id} is of a kind ({name}) that cannot be mapped")

@@ -15,6 +15,7 @@ from ckpt.errors import ImageError, Unsupported
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
 from ckpt.files.regfile import common, nobody
 from ckpt.image import pb
+from ckpt.image.text import get_path, set_text
 from ckpt.kernel import files
 from ckpt.options import DumpOptions
 
@@ -120,7 +121,6 @@ def _inode(fd: int, link: str, what: str, out: Dump) -> int:
 def _save(fd: int, name: str, inode_id: int, out: Dump) -> None:
     st = os.fstat(fd)
     entry = pb.memfd_inode_entry(
-        name=name,
         uid=st.st_uid,
         gid=st.st_gid,
         size=st.st_size,
@@ -130,6 +130,7 @@ def _save(fd: int, name: str, inode_id: int, out: Dump) -> None:
         inode_id=inode_id,
         mode=st.st_mode,
     )
+    set_text(entry, "name", name)
     if st.st_blksize > _PAGE and os.fstatvfs(fd).f_bsize > _PAGE:
         # hugetlbfs; log2 of the page size as in memfd_create(2)
         entry.hugetlb_flag = _MFD_HUGETLB | st.st_blksize.bit_length() - 1 << _MFD_HUGE_SHIFT
@@ -165,12 +166,13 @@ def _make(inode_id: int, make: Restore) -> int:
 
 def _make_empty(entry: Any) -> int:
     huge = entry.hugetlb_flag & _MFD_HUGE_MASK if entry.HasField("hugetlb_flag") else None
-    if entry.name in _UNNAMED:
+    name = get_path(entry, "name")
+    if name in _UNNAMED:
         return files.anonymous_file(entry.size, None if huge is None else _MAP_HUGETLB | huge)
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     if huge is not None:
         flags |= _MFD_HUGETLB | huge
-    return os.memfd_create(entry.name, flags)
+    return os.memfd_create(name, flags)
 
 
 def _read(make: Restore) -> dict[int, Any]:

@@ -18,6 +18,7 @@ from ckpt.errors import ImageError, KernelError, Unsupported
 from ckpt.files import remap
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
 from ckpt.image import pb
+from ckpt.image.text import get_path, set_text
 from ckpt.kernel import files
 from ckpt.kernel.fdinfo import fdinfo
 from ckpt.options import DumpOptions
@@ -125,7 +126,8 @@ def save_opened(file: OpenFile, out: Dump) -> int:
 def _entry(fd: int, link: str, what: str, out: Dump, **fields: Any) -> Any:
     st = os.fstat(fd)
     name = _locate(link, st, what, out.root, out.options)
-    entry = pb.reg_file_entry(name=name, mode=st.st_mode, **fields)
+    entry = pb.reg_file_entry(mode=st.st_mode, **fields)
+    set_text(entry, "name", name)
     if stat.S_ISREG(st.st_mode) and not _may_grow(entry.flags):
         entry.size = st.st_size
     if out.root != "/":
@@ -207,10 +209,12 @@ def located(entry: Any, make: Restore) -> Iterator[int]:
     root = make.once("root", lambda: _open_root(make))
     found = remap.remap_of(entry.id, make)
     if found and found.remap_type == pb.REMAP_GHOST:
-        yield remap.ghost(found.remap_id, entry.name, root, make)
+        yield remap.ghost(found.remap_id, get_path(entry, "name"), root, make)
         return
     if found and found.remap_type == pb.REMAP_PROCFS:
-        raise ImageError(f"{entry.name}: of a process that was dead already: not restored here")
+        raise ImageError(
+            f"{get_path(entry, 'name')}: of a process that was dead already: not restored here"
+        )
     handle = _open_linked(entry, found.remap_id, root, make) if found else _open_handle(entry, root)
     try:
         _verify(entry, os.fstat(handle))
@@ -232,12 +236,13 @@ def _open_linked(entry: Any, linked_id: int, root: int, make: Restore) -> int:
         return remap.by_handle(linked, root)
     handle = _open_handle(linked, root)
     vanish = remap.vanish_linked
-    make.once(("linked", linked_id), lambda: vanish(linked.name, entry.name, root, make))
+    names = get_path(linked, "name"), get_path(entry, "name")
+    make.once(("linked", linked_id), lambda: vanish(*names, root, make))
     return handle
 
 
 def _open_handle(entry: Any, root: int) -> int:
-    name = entry.name
+    name = get_path(entry, "name")
     try:
         return files.openat2(root, name.lstrip("/") or ".", _HANDLE, files.RESOLVE_IN_ROOT)
     except KernelError as error:
@@ -249,7 +254,7 @@ def _open_handle(entry: Any, root: int) -> int:
 
 
 def _verify(entry: Any, st: os.stat_result) -> None:
-    name = entry.name
+    name = get_path(entry, "name")
     wanted, found = stat.S_IFMT(entry.mode), stat.S_IFMT(st.st_mode)
     if entry.HasField("mode") and wanted != found:
         raise ImageError(

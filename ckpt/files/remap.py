@@ -17,6 +17,7 @@ from ckpt.errors import ImageError, KernelError, Unsupported
 from ckpt.files.kind import Dump, Restore
 from ckpt.image import pb
 from ckpt.image.records import Record, Source
+from ckpt.image.text import get_path, set_text
 from ckpt.kernel import files
 
 _HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -69,7 +70,7 @@ def _write_ghost(fd: int, st: os.stat_result, ghost_id: int, out: Dump) -> None:
     if stat.S_ISCHR(st.st_mode) or stat.S_ISBLK(st.st_mode):
         entry.rdev = st.st_rdev
     if stat.S_ISLNK(st.st_mode):
-        entry.symlnk_target = os.readlink("", dir_fd=fd)
+        set_text(entry, "symlnk_target", os.readlink("", dir_fd=fd))
     with out.image.writer("ghost-file", ghost_id) as writer:
         if not stat.S_ISREG(st.st_mode):
             writer.append(entry)
@@ -130,12 +131,13 @@ def save_link(fd: int, name: str, entry: Any, out: Dump) -> None:
     linked = type(entry)()
     linked.CopyFrom(entry)
     linked.id = out.next_id()
-    linked.name = os.path.join(os.path.dirname(name), f"link_remap.{linked.id}")
+    new = os.path.join(os.path.dirname(name), f"link_remap.{linked.id}")
+    set_text(linked, "name", new)
     handle = files.file_handle(fd) if out.options.leave_running else None
     if handle:
         linked.handle = handle
     else:
-        _link(fd, name, out.root.rstrip("/") + linked.name, out)
+        _link(fd, name, out.root.rstrip("/") + new, out)
     out.add_entry(pb.file_entry(type=pb.FD_REG, id=linked.id, reg=linked))
     _refer(entry.id, linked.id, pb.REMAP_LINKED, out)
 
@@ -192,15 +194,16 @@ def _directory(name: str, root: int) -> int:
 
 def by_handle(linked: Any, root: int) -> int:
     """Return an O_PATH descriptor of a file whose handle the dump has kept."""
+    name = get_path(linked, "name")
     try:
-        directory = _directory(linked.name, root)
+        directory = _directory(name, root)
         try:
             return files.open_by_handle(directory, linked.handle, _HANDLE)
         finally:
             os.close(directory)
     except KernelError as error:
         raise ImageError(
-            f"{linked.name}: expected a file with other names, found none: {error}",
+            f"{name}: expected a file with other names, found none: {error}",
             hint="it has to be on the file system that it was dumped on",
         ) from error
 
@@ -252,7 +255,7 @@ def _make_node(entry: Any, place: _Place) -> _Place:
         if stat.S_ISDIR(mode):
             os.mkdir(name, 0o700, dir_fd=directory)
         elif stat.S_ISLNK(mode):
-            os.symlink(entry.symlnk_target, name, dir_fd=directory)
+            os.symlink(get_path(entry, "symlnk_target"), name, dir_fd=directory)
         else:
             os.mknod(name, stat.S_IFMT(mode) | 0o600, entry.rdev, dir_fd=directory)
     except BaseException:

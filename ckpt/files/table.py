@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from ckpt.errors import ImageError, KernelError, Unsupported
 from ckpt.files import KINDS
 from ckpt.files.kind import Dump, FileKind, OpenFile, Placed, Restore
+from ckpt.files.sockopts import doing
 from ckpt.image import pb
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import NR
@@ -181,7 +182,8 @@ class FileTable:
         """Return our descriptor for a file id, above every number of the task's own."""
         if file_id not in self._local:
             kind, entry = self._kind(file_id)
-            fd = self.raise_fd(kind.create(entry, self.shared))
+            with doing(f"make file {file_id} of the image"):
+                fd = self.raise_fd(kind.create(entry, self.shared))
             self._local[file_id] = fd
             _set_status(fd, self._flagged(entry))
         return self._local[file_id]

@@ -26,6 +26,7 @@ from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
 from ckpt.files.sockopts import doing
 from ckpt.files.ttyinfo import PTY_SLAVES, Kind, identify, read_info, set_mode
 from ckpt.image import pb
+from ckpt.image.text import get_path, set_text
 from ckpt.kernel import procfs
 from ckpt.kernel.fdinfo import fdinfo
 from ckpt.options import DumpOptions
@@ -154,9 +155,9 @@ def _save_path(file: OpenFile, out: Dump) -> int:
         flags=file.flags,
         pos=0,
         fown=file.owner(),
-        name=file.link,
         mode=file.stat.st_mode,
     )
+    set_text(entry, "name", file.link)
     out.add_entry(pb.file_entry(type=pb.FD_REG, id=entry.id, reg=entry))
     return entry.id
 
@@ -262,7 +263,7 @@ def _open_outside(info: Any, entry: Any, flags: int, make: Restore) -> int:
         return os.dup(inherited)
     with doing("open a terminal"):
         if info.type == Kind.CONSOLE:
-            return os.open(make.entry(entry.regf_id).reg.name, flags)
+            return os.open(get_path(make.entry(entry.regf_id).reg, "name"), flags)
         if not make.options.shell_job:
             raise CkptError(
                 f"terminal {info.id} was the shell's that started the process",

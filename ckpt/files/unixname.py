@@ -25,6 +25,7 @@ from ckpt.errors import KernelError, Unsupported
 from ckpt.files.kind import OpenFile
 from ckpt.files.sockopts import doing
 from ckpt.image import pb
+from ckpt.image.text import get_path
 
 _SIOCUNIXFILE = 0x89E0
 
@@ -36,7 +37,7 @@ def is_path(name: bytes) -> bool:
 
 def bare(name: bytes) -> bytes:
     """Return the address for bind(2): a path without its final NUL, an abstract name whole."""
-    return name.rstrip(b"\0") if is_path(name) else name
+    return name.partition(b"\0")[0] if is_path(name) else name
 
 
 # --- dump
@@ -105,7 +106,7 @@ def bind(sock: socket.socket, entry: pb.unix_sk_entry) -> None:
     """
     if not entry.name:
         return
-    with _inside(entry.name_dir):
+    with _inside(get_path(entry, "name_dir")):
         if not is_path(entry.name):
             with doing(f"bind unix socket {_shown(entry.name)}"):
                 sock.bind(entry.name)
@@ -205,7 +206,10 @@ def connect(sock: socket.socket, to: socket.socket, name: bytes) -> None:
 
 def connect_outside(sock: socket.socket, entry: pb.unix_sk_entry) -> None:
     """Connect to the name of a socket that somebody else has."""
-    with _inside(entry.name_dir), doing(f"connect to unix socket {_shown(entry.name)}"):
+    with (
+        _inside(get_path(entry, "name_dir")),
+        doing(f"connect to unix socket {_shown(entry.name)}"),
+    ):
         sock.connect(bare(entry.name))
 
 

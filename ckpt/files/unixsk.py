@@ -18,6 +18,7 @@ from ckpt.files.sockopts import borrowed, check_options, dump_options, family
 from ckpt.files.unixmake import ESTABLISHED, EXTERNAL, LISTEN, make_all
 from ckpt.files.unixname import dump_place
 from ckpt.image import pb
+from ckpt.image.text import set_text
 from ckpt.kernel import sockdiag
 from ckpt.kernel.sockdiag import UnixDiag
 from ckpt.options import DumpOptions
@@ -57,6 +58,8 @@ class UnixSk(FileKind):
         listener = _check_peer(file, diag, table, out.options)
         if diag.peer and _outside(file, diag.peer):
             _dump_outside(table[diag.peer], out)
+        place = dump_place(file, diag.name)
+        directory = place.pop("name_dir", "")
         entry = pb.unix_sk_entry(
             **file.common(),
             ino=diag.ino,
@@ -66,8 +69,10 @@ class UnixSk(FileKind):
             backlog=diag.wqueue,
             peer=listener or diag.peer,
             name=diag.name,
-            **dump_place(file, diag.name),
+            **place,
         )
+        if directory:
+            set_text(entry, "name_dir", directory)
         if diag.shutdown:
             entry.shutdown = diag.shutdown
         with borrowed(file.fd) as sock:

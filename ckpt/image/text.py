@@ -10,6 +10,8 @@ import os
 
 from google.protobuf.message import Message
 
+from ckpt.errors import ImageError
+
 _LENGTH_DELIMITED = 2
 
 
@@ -17,6 +19,14 @@ def get_text(message: Message, field: str) -> str:
     """Return a string field, as `os.fsdecode` would give its bytes."""
     value: str | bytes = getattr(message, field)
     return os.fsdecode(value)
+
+
+def get_path(message: Message, field: str) -> str:
+    """Return a string field that is to be a path, or a part of one. Raises ImageError for a NUL."""
+    text = get_text(message, field)
+    if "\0" in text:
+        raise ImageError(f"{message.DESCRIPTOR.name}.{field}: no path has a NUL: {text!r}")
+    return text
 
 
 def set_text(message: Message, field: str, text: str) -> None:

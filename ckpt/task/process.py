@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from ckpt.errors import KernelError
 from ckpt.image import pb
+from ckpt.image.text import set_text
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import NR
 from ckpt.kernel.procfs import PosixTimer
@@ -34,12 +35,12 @@ def ask(posix_timers: list[PosixTimer], batch: Batch) -> Callable[[Tracee], pb.t
             personality=procfs.personality(pid),
             flags=stat.flags,
             blk_sigset=0,
-            comm=stat.comm,
             timers=times(),
             loginuid=procfs.loginuid(pid),
             oom_score_adj=procfs.oom_score_adj(pid),
             child_subreaper=bool(subreaper.bytes[0]),
         )
+        set_text(entry, "comm", stat.comm)
         entry.sigactions.extend(actions())
         entry.signals_s.CopyFrom(signals.dump(leader, shared=True))
         for soft, hard in procfs.limits(pid):

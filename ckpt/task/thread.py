@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One thread: the thread_core of core-TID.img and what goes with it, and back."""
 
+import os
 from collections.abc import Callable
 
 from ckpt.image import pb
+from ckpt.image.text import get_text, set_text
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import check, ffi, syscall
@@ -44,7 +46,7 @@ def _outside(tracee: Tracee) -> pb.thread_core_entry:
     """Return what can be read of a stopped thread without its help."""
     head, length = _robust_list(tracee.tid)
     entry = pb.thread_core_entry(futex_rla=head, futex_rla_len=length, cg_set=1)
-    entry.comm = procfs.stat(tracee.tid).comm
+    set_text(entry, "comm", procfs.stat(tracee.tid).comm)
     entry.signals_p.CopyFrom(signals.dump(tracee, shared=False))
     if rseq := tracee.rseq():
         entry.rseq_entry.CopyFrom(
@@ -75,7 +77,7 @@ def restore(entry: pb.thread_core_entry, clear_tid: int, ours: procfs.Status, ba
 
     ours are the credentials it was born with.
     """
-    comm = batch.data(entry.comm.encode(errors="surrogateescape")[:15] + b"\0")
+    comm = batch.data(os.fsencode(get_text(entry, "comm"))[:15] + b"\0")
     batch.call(NR.prctl, _PR_SET_NAME, comm, must=True)
     batch.call(NR.set_tid_address, clear_tid)
     if entry.futex_rla_len:

@@ -33,6 +33,10 @@ class Way:
         if self.restorer is Criu:
             reasons += [program.criu, program.criu_restore]
             reasons += [program.criu_running] if self.running else []
+        if program.refused and self.dumper is not self.restorer:
+            return "our dump refuses it, and our restore knows no such thing"
+        if program.refused and self.dumper is not Criu:
+            return "test_refused shows it"
         if program.peers_only and Criu not in (self.dumper, self.restorer):
             return "another program covers it"
         return next(filter(None, reasons), "")
@@ -59,3 +63,16 @@ def test_program(program: Program, way: Way, place: Path) -> None:
             target.judge("the target itself, running on", images)
         restorer.restore(target, images)
         target.judge("the restored copy", images)
+
+
+@pytest.mark.parametrize("program", [p for p in PROGRAMS if p.refused], ids=lambda p: p.name)
+def test_refused(program: Program, place: Path) -> None:
+    """What cannot be dumped is named, and the target does not notice that it was asked for."""
+    images = place / "images"
+    with Target(program, place / "target") as target:
+        with pytest.raises(pytest.fail.Exception) as failure:
+            Ckpt().dump(target, images, "-R")
+        assert "exit code 3" in str(failure.value)
+        assert program.refused in str(failure.value)
+        assert not list(images.glob("*.img"))
+        target.judge("the target itself, running on", images)
