@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from programs import Program
-from target import DEADLINE, REPO, Ckpt, Task, wait_until
+from programs import OTHER_USER, Program
+from target import DEADLINE, REPO, Ckpt, Criu, Task, Tool, wait_until
 
 from tests.peers import peer
 
@@ -34,6 +34,7 @@ class Real:
 
     name: str
     options: tuple[str, ...] = ()
+    criu_dump = ""  # why real criu cannot dump it
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -212,6 +213,7 @@ class Memcached(Real):
     """Threads and slabs; it gives up root, as its package has it do."""
 
     name = "memcached"
+    criu_dump = OTHER_USER
 
     def command(self) -> list[str]:
         self.port = free_port()
@@ -298,12 +300,24 @@ class Java(Busy):
 REALS = (Redis, Memcached, Python, Node, Java)
 
 
-@pytest.mark.parametrize("real", REALS, ids=lambda real: real.name)
-def test_goes_and_comes_back(real: type[Real], place: Path) -> None:
+WAYS = ((Ckpt, Ckpt), (Ckpt, Criu), (Criu, Ckpt))
+CASES = [
+    pytest.param(real, dumper, restorer, id=f"{real.name}-{dumper.name}-{restorer.name}")
+    for real in REALS
+    for dumper, restorer in WAYS
+    if dumper is not Criu or not real.criu_dump
+]
+
+
+@pytest.mark.parametrize(("real", "dumper", "restorer"), CASES)
+def test_goes_and_comes_back(
+    real: type[Real], dumper: type[Tool], restorer: type[Tool], place: Path
+) -> None:
+    dump, restore = dumper().dump, restorer().restore
     with real(place) as target:
         before = target.digest()
-        Ckpt().dump(target, place / "images")
-        Ckpt().restore(target, place / "images")
+        dump(target, place / "images")
+        restore(target, place / "images")
         assert target.digest() == before
         target.use()
 
