@@ -5,10 +5,9 @@ import contextlib
 import os
 import re
 import select
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from target import DEADLINE, REPO, Task, wait_until
@@ -46,7 +45,9 @@ def tiny_elf(path: Path, bits: int = 64) -> Path:
 
 
 @contextlib.contextmanager
-def running(argv: list[str], *, session: bool = True, ready: bool = False) -> Iterator[Task]:
+def running(
+    argv: list[str], *, session: bool = True, ready: bool = False, pass_fds: Sequence[int] = ()
+) -> Iterator[Task]:
     """A process, killed and reaped at the end; without ready it is one of tiny_elf's.
 
     With ready it says so by closing its stdout.
@@ -58,6 +59,7 @@ def running(argv: list[str], *, session: bool = True, ready: bool = False) -> It
         stderr=subprocess.DEVNULL,
         start_new_session=session,
         cwd="/",
+        pass_fds=pass_fds,
     )
     process.returncode = 0  # a Task reaps it, by pid: Popen must not
     task = Task(process.pid)
@@ -125,14 +127,3 @@ def children() -> set[int]:
     """Our children, and those whose subreaper we are, that have not been reaped."""
     found = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
     return set(map(int, found.split()))
-
-
-def reap_new(before: set[int]) -> list[int]:
-    """Kill and reap children that were not there before; returns those that still ran."""
-    ran = []
-    for pid in children() - before:
-        if not os.waitpid(pid, os.WNOHANG)[0]:
-            ran.append(pid)
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-    return ran

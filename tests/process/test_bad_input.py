@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from bystander import ckpt, look, python, running, tiny_elf
-
 from target import REPO
 
 from ckpt.errors import (
@@ -97,7 +96,8 @@ HOLDS = {
     ),
     "seccomp": (_FILTER, "pid PID has a seccomp filter: not supported", ""),
     "children": (
-        "if not os.fork():\n os.close(1)\n signal.pause()", r"pid PID has children \(\d+\): not supported", "",
+        "if not os.fork():\n os.close(1)\n signal.pause()",
+        r"pid PID has children \(\d+\): not supported", "",
     ),
     "uts": ("assert not libc.unshare(0x04000000)", "pid PID is in another uts namespace", "inside"),
     "net": ("assert not libc.unshare(0x40000000)", "pid PID is in another net namespace", "inside"),

@@ -67,6 +67,13 @@ def test_the_position(round_trip, here, opened):
     assert os.lseek(copy, 0, os.SEEK_CUR) == os.lseek(fd, 0, os.SEEK_CUR) == 6000
 
 
+@pytest.mark.parametrize("name", ["caf\u00e9", "\udcff\udcfe", "line\nbreak"])
+def test_any_name(round_trip, here, opened, name):
+    (here / name).write_bytes(b"x" * 5000)
+    fd = opened(here / name)
+    assert os.path.sameopenfile(fd, round_trip.trip(RegFile, fd))
+
+
 @pytest.mark.parametrize(
     "path", ["/", "/tmp", "/dev/null", "/dev/zero", "/proc/self/status", "/sys/kernel", "/proc/1"]
 )
