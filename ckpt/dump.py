@@ -56,7 +56,7 @@ def _dump(snapshot: Snapshot, options: DumpOptions) -> None:
 
 def _freeze(snapshot: Snapshot, options: DumpOptions, memory: Engine, questions: Questions) -> None:
     log = options.log
-    with Frozen(snapshot.pid) as frozen:
+    with Frozen(snapshot.pid, snapshot.waits) as frozen:
         snapshot.freeze()
         log.stage("tasks")
         questions.ask(frozen)

@@ -80,7 +80,9 @@ def take_memory(snapshot: Snapshot) -> None:
                     report.memory.written += size
                 runs += found
                 report.memory.scanned += (entry.end - entry.start) // PAGE
-            pages.copy(pid, mem, runs, writer)
+            # A process that is to run on waits for the copy only, any other for the disk too.
+            write_back = not snapshot.files.options.leave_running
+            pages.copy(pid, mem, runs, writer, write_back=write_back)
         snapshot.vmas = vmas.merged_vvar(snapshot.vmas) + guards
     finally:
         os.close(pagemap)

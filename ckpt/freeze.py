@@ -16,7 +16,7 @@ from ckpt.errors import NoSuchTask, TargetDied
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import Regs
 from ckpt.kernel.ptrace import EVENT_STOP, WALL, Options, Tracee
-from ckpt.task.restart import Sleep, resumption, scheduler_offset, sleeps
+from ckpt.task.restart import Sleep, Wait, resumption, scheduler_offset, sleeps
 
 _GROUP_STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
@@ -26,11 +26,18 @@ class FrozenThread:
 
     __slots__ = ("resumption", "sigmask", "stop_signal", "tracee")
 
-    def __init__(self, tracee: Tracee, stop_signal: int, sleep: Sleep | None, now: int) -> None:
+    def __init__(
+        self,
+        tracee: Tracee,
+        stop_signal: int,
+        sleep: Sleep | None,
+        now: int,
+        earlier: Wait | None,
+    ) -> None:
         self.tracee = tracee
         self.stop_signal = stop_signal
         self.sigmask = tracee.sigmask()
-        self.resumption = resumption(tracee, self.sigmask, sleep, now)
+        self.resumption = resumption(tracee, self.sigmask, sleep, now, earlier)
 
     @property
     def regs(self) -> Regs:
@@ -46,13 +53,14 @@ class FrozenThread:
 class Frozen:
     """A process that is stopped as long as the `with` block lasts, unless it is killed in it.
 
-    threads has the leader first. frozen_ns is how long it was stopped, freezing_ns how long it
+    earlier are the waits of a stop before this one. threads has the leader first. frozen_ns is how long it was stopped, freezing_ns how long it
     took until the last thread had stopped. Raises NoSuchTask, NotPermitted (traced by somebody
     else), TargetDied.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, earlier: dict[int, Wait] | None = None) -> None:
         self.pid = pid
+        self._earlier = earlier or {}
         self.threads: list[FrozenThread] = []
         self.freezing_ns = self.frozen_ns = 0
         self._since = 0
@@ -80,6 +88,12 @@ class Frozen:
         traceback: TracebackType | None,
     ) -> None:
         self.release()
+
+    @property
+    def waits(self) -> dict[int, Wait]:
+        """What this stop has interrupted and the kernel goes on with, for the next stop."""
+        found = {one.tid: one.resumption.wait for one in self.threads}
+        return {tid: wait for tid, wait in found.items() if wait}
 
     @property
     def leader(self) -> FrozenThread:
@@ -121,7 +135,8 @@ class Frozen:
             return
         group_stop = stop.signo if stop.signo in _GROUP_STOPS else 0
         sleep, now = self._sleeps.get(tracee.tid), self._since - self._offset
-        self.threads.append(FrozenThread(tracee, group_stop, sleep, now))
+        earlier = self._earlier.get(tracee.tid)
+        self.threads.append(FrozenThread(tracee, group_stop, sleep, now, earlier))
         self.threads.sort(key=lambda thread: thread.tid != self.pid)
 
     def release(self) -> None:

@@ -23,6 +23,7 @@ from ckpt.kernel.userfaultfd import UFFDIO_API, Feature, Userfaultfd, api_reques
 from ckpt.memory import mm
 from ckpt.memory.layout import hole
 from ckpt.task import process, thread
+from ckpt.task.restart import Wait
 
 _LEADER_ROOM, _TIMER_ROOM, _THREAD_ROOM, _SPARE_THREADS = 16 << 10, 512, 2 << 10, 16
 
@@ -130,8 +131,12 @@ def _gadget(pid: int, mappings: list[maps.MapsEntry]) -> Gadget:
         os.close(mem)
 
 
-def fetch_userfaultfd(pid: int, pidfd: int, features: Feature) -> Userfaultfd:
+def fetch_userfaultfd(
+    pid: int, pidfd: int, features: Feature
+) -> tuple[Userfaultfd, dict[int, Wait]]:
     """Have a running process open a userfaultfd, take it over, and leave none with it.
+
+    Returns it, and the waits that stopping the process for it has interrupted.
 
     All its threads are stopped meanwhile, so that none forks or executes with the descriptor.
     Raises KernelError (EPERM: it may not, nor may we for it).
@@ -163,4 +168,4 @@ def fetch_userfaultfd(pid: int, pidfd: int, features: Feature) -> Userfaultfd:
                 batch.call(NR.close, number)
                 remote.run(batch, one.regs, one.sigmask)
             remote.cure(one.regs, one.sigmask, gadget)
-    return ours
+        return ours, frozen.waits

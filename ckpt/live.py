@@ -57,7 +57,8 @@ class Live:
         self._there: list[Range] = []
         self._guards: list[pb.vma_entry] = []
 
-        self._tracker = Tracker(fetch_userfaultfd(self.pid, snapshot.pidfd, TRACKING))
+        uffd, snapshot.waits = fetch_userfaultfd(self.pid, snapshot.pidfd, TRACKING)
+        self._tracker = Tracker(uffd)
 
     def __enter__(self) -> "Live":
         self._tracker.__enter__()

@@ -13,6 +13,7 @@ from ckpt.kernel.maps import SmapsEntry
 from ckpt.memory import shmem
 from ckpt.memory.pages import Counts
 from ckpt.options import DumpOptions
+from ckpt.task.restart import Wait
 
 
 class DumpReport:
@@ -31,6 +32,7 @@ class Snapshot:
         self.pid, self.pidfd, self.image = pid, pidfd, image
         self.report = DumpReport(pid)
         self.frozen = False
+        self.waits: dict[int, Wait] = {}
         self.entries: list[pb.file_entry] = []
         self.fdinfo: list[pb.fdinfo_entry] = []
         self.vmas: list[pb.vma_entry] = []

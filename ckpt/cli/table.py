@@ -48,7 +48,7 @@ OPTIONS = (
         "engine",
         "",
         "NAME",
-        "stop, live (copied while it runs) or auto; default: auto with -R",
+        "stop, live (copy while it runs) or auto",
         _DUMP,
     ),
     Option("restore-detached", "d", "", "do not wait for the end of what is restored", _RESTORE),

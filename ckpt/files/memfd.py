@@ -11,7 +11,7 @@ import os
 import stat
 from typing import Any
 
-from ckpt.errors import ImageError, Unsupported
+from ckpt.errors import ImageError
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
 from ckpt.files.regfile import common, nobody
 from ckpt.image import pb
@@ -41,7 +41,7 @@ class Memfd(FileKind):
     @classmethod
     def check(cls, file: OpenFile, options: DumpOptions) -> None:
         """Refuse a name that the image cannot hold."""
-        _name(file.link, file.name)
+        _name(file.link)
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:
@@ -94,13 +94,8 @@ def save_mapped(fd: int, link: str, out: Dump) -> int:
     return out.memo(("mapped memfd", st.st_dev, st.st_ino), save)
 
 
-def _name(link: str, what: str) -> str:
-    name = link.removeprefix(_LINK).removesuffix(_DELETED)
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise Unsupported(f"{what}: the image can only hold names in UTF-8") from None
-    return name
+def _name(link: str) -> str:
+    return link.removeprefix(_LINK).removesuffix(_DELETED)
 
 
 def _inode(fd: int, link: str, what: str, out: Dump) -> int:
@@ -112,7 +107,7 @@ def _inode(fd: int, link: str, what: str, out: Dump) -> int:
         ids[key] = len(ids) + 1
         own = _reopen(fd, os.O_RDONLY)
         try:
-            _save(own, _name(link, what), ids[key], out)
+            _save(own, _name(link), ids[key], out)
         finally:
             os.close(own)
     return ids[key]

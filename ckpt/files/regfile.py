@@ -155,10 +155,6 @@ def _locate(link: str, st: os.stat_result, what: str, root: str, options: DumpOp
 
     Raises Unsupported if a restore could not find this very file again.
     """
-    try:
-        link.encode()
-    except UnicodeEncodeError:
-        raise Unsupported(f"{what}: the image can only hold names in UTF-8") from None
     if _is_at(root.rstrip("/") + link, st):
         return link
     if not link.endswith(_DELETED):

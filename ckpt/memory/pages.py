@@ -74,15 +74,23 @@ def flags_of(entry: pb.vma_entry) -> int:
 
 
 def copy(
-    pid: int, mem: int, runs: list[Region], writer: PageWriter, *, running: bool = False
+    pid: int,
+    mem: int,
+    runs: list[Region],
+    writer: PageWriter,
+    *,
+    running: bool = False,
+    write_back: bool = True,
 ) -> None:
     """Write the pages of all runs to the file, from its begin; mem is the open /proc/PID/mem.
 
-    In a process that is running pages may go away; they are written as zeros then.
-    Two threads where it is worth one: a file takes one write at a time, and the other reads.
+    In a process that is running pages may go away; they are written as zeros then. With
+    write_back the disk begins at once: the file is safe sooner, but the copy takes longer.
+    Two threads where it is worth one: a file takes one write at a time, and the other reads. Not
+    beside a process that is running: it needs the CPU more.
     """
-    job = _Copy(pid, mem, runs, writer, running=running)
-    if sum(run.end - run.start for run in runs) < _WORTH_A_THREAD:
+    job = _Copy(pid, mem, runs, writer, running=running, write_back=write_back)
+    if running or sum(run.end - run.start for run in runs) < _WORTH_A_THREAD:
         job.work()
     else:
         from threading import Thread
@@ -99,9 +107,17 @@ class _Copy:
     """What the threads of one copy share: the pieces still to be taken, and the first error."""
 
     def __init__(
-        self, pid: int, mem: int, runs: Iterable[Region], writer: PageWriter, *, running: bool
+        self,
+        pid: int,
+        mem: int,
+        runs: Iterable[Region],
+        writer: PageWriter,
+        *,
+        running: bool,
+        write_back: bool,
     ) -> None:
-        self._pid, self._mem, self._writer, self._running = pid, mem, writer, running
+        self._pid, self._mem, self._writer = pid, mem, writer
+        self._running, self._write_back = running, write_back
         self._pieces = _filled(runs)
         self._next = allocate_lock()
         self.error: BaseException | None = None
@@ -114,7 +130,8 @@ class _Copy:
                 pieces, offset, size = taken
                 read_into(self._pid, self._mem, pieces, view[:size], running=self._running)
                 self._writer.pwrite(view[:size], offset)
-                self._begin_write_back(offset + size, size)
+                if self._write_back:
+                    self._begin_write_back(offset + size, size)
         except BaseException as error:  # raised anew by copy(), in the thread that called it
             self.error = error
 

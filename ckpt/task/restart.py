@@ -85,11 +85,24 @@ class Sleep(NamedTuple):
     switches: int
 
 
+class Wait(NamedTuple):
+    """A call that a stop of ours has interrupted and the kernel goes on with: the original one."""
+
+    number: int
+    args: tuple[int, ...]
+    since: int
+
+
 class Resumption(NamedTuple):
-    """The registers with which a stopped thread goes on: here, and in the image."""
+    """The registers with which a stopped thread goes on: here, and in the image.
+
+    wait is to be given to the next stop of this thread: all that it will see by itself then is a
+    restart_syscall(2).
+    """
 
     regs: Regs
     image: Regs
+    wait: Wait | None = None
 
 
 def sleeps(tids: list[int]) -> dict[int, Sleep]:
@@ -133,16 +146,22 @@ def scheduler_offset() -> int:
         return 0
 
 
-def resumption(tracee: Tracee, sigmask: int, sleep: Sleep | None, now: int) -> Resumption:
+def resumption(
+    tracee: Tracee, sigmask: int, sleep: Sleep | None, now: int, earlier: Wait | None = None
+) -> Resumption:
     """Say how a thread that has just stopped goes on; set its registers if it must.
 
-    now is the scheduler's time, in ns, at which it was stopped.
+    now is the scheduler's time, in ns, at which it was stopped; earlier is what its last stop by
+    us had interrupted.
     """
     regs = _out_of_critical_section(tracee, tracee.regs())
     if regs.syscall is None:
         return Resumption(regs, regs)
     if -regs.result == ERESTART_RESTARTBLOCK:
-        return Resumption(regs, _once_more(regs, tracee.tid, sleep, now))
+        wait = _wait(regs, tracee.tid, sleep, now, earlier)
+        if wait.number == NR.restart_syscall:  # somebody else's stop: what for, nobody knows
+            return Resumption(regs, regs._replace(ax=-errno.EINTR & NO_SYSCALL))
+        return Resumption(regs, _once_more(regs, tracee.tid, wait, now), wait)
     if -regs.result == errno.EINTR and regs.syscall in _NEVER_RESTARTED:
         status = procfs.status(tracee.tid)
         if not (status.sig_pnd | status.shd_pnd) & ~sigmask:
@@ -174,19 +193,30 @@ def _out_of_critical_section(tracee: Tracee, regs: Regs) -> Regs:
 
 def _not_interrupted(regs: Regs, tracee: Tracee, sleep: Sleep | None, now: int) -> Resumption:
     """Have a call made again that says EINTR though there is no signal to handle."""
-    image = _once_more(regs, tracee.tid, sleep, now)
+    image = _once_more(regs, tracee.tid, _wait(regs, tracee.tid, sleep, now, None), now)
     here = image._replace(orig_ax=NO_SYSCALL)
     tracee.set_regs(here)
     return Resumption(here, image)
 
 
-def _once_more(regs: Regs, tid: int, sleep: Sleep | None, now: int) -> Regs:
+def _wait(regs: Regs, tid: int, sleep: Sleep | None, now: int, earlier: Wait | None) -> Wait:
+    """Return what the thread was in, and since when: since now, if that is not known."""
+    if regs.orig_ax == NR.restart_syscall and earlier and earlier.args == regs.args:
+        return earlier
+    since = now
+    if sleep and (sleep.call.number, sleep.call.args) == (regs.orig_ax, regs.args):
+        # It has gone to sleep once more since: to stop. More often, and this is another call.
+        since = sleep.since if _scheduled(tid)[1] == sleep.switches + 1 else now
+    return Wait(regs.orig_ax, regs.args, min(since, now))
+
+
+def _once_more(regs: Regs, tid: int, wait: Wait, now: int) -> Regs:
     """Return the registers that make the interrupted call again, for the time that is left."""
-    number = regs.orig_ax
+    number = wait.number
     fresh = again(regs, number)._replace(orig_ax=number)
     if not _is_relative(number, regs.args):
         return fresh
-    slept = _slept(regs, tid, sleep, now)
+    slept = now - wait.since
     if number in _MILLISECONDS:
         argument = _MILLISECONDS[NR(number)]
         left = max(regs.args[argument] - slept // 1_000_000, 0)
@@ -197,12 +227,3 @@ def _once_more(regs: Regs, tid: int, sleep: Sleep | None, now: int) -> Regs:
     where = (regs.sp - _BELOW_STACK) & ~15
     mem.write(tid, where, _SPEC.pack(left // 10**9, left % 10**9))
     return fresh._replace(**{_ARGUMENTS[argument]: where})
-
-
-def _slept(regs: Regs, tid: int, sleep: Sleep | None, now: int) -> int:
-    """Return for how long, in ns, the thread was in this very call; 0 if that is not known."""
-    if sleep is None or (sleep.call.number, sleep.call.args) != (regs.orig_ax, regs.args):
-        return 0
-    _, switches = _scheduled(tid)
-    # It has gone to sleep once more since: to stop. More often, and this is another call.
-    return max(now - sleep.since, 0) if switches == sleep.switches + 1 else 0

@@ -133,7 +133,9 @@ PROGRAMS = (
     ),
     program("unix_options"),
     program("unix_scm", refused="in flight"),
-    program("unix_backlog", criu="a connection that was not accepted", refused="waiting"),
+    program(
+        "unix_backlog", criu="a connection that was not accepted", refused="before it was accepted"
+    ),
     program("tcp_listen"),
     program(
         "tcp_connected", options=("--tcp-established",), criu_options=("--network-lock", "skip")
