@@ -17,7 +17,6 @@ from ckpt.files.regfile import common, nobody
 from ckpt.image import pb
 from ckpt.image.text import get_path, set_text
 from ckpt.kernel import files
-from ckpt.options import DumpOptions
 
 _LINK, _DELETED = "/memfd:", " (deleted)"
 # Shared anonymous memory is the same without a call to make it; CRIU, too, saves it as a memfd.
@@ -37,11 +36,6 @@ class Memfd(FileKind):
     def claims(cls, file: OpenFile) -> bool:
         """Recognise it by its link, `/memfd:name (deleted)`, and by having seals."""
         return is_memfd(file.fd, file.link)
-
-    @classmethod
-    def check(cls, file: OpenFile, options: DumpOptions) -> None:
-        """Refuse a name that the image cannot hold."""
-        _name(file.link)
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:

@@ -163,13 +163,6 @@ def test_a_renamed_file_is_where_it_is_now(round_trip, here, opened):
     assert round_trip.message(round_trip.dump(RegFile, fd)).name == str(here / "new")
 
 
-def test_a_name_that_is_not_utf8_is_refused(round_trip, here, opened):
-    path = os.fsencode(here) + b"/\xff"
-    fd = opened(path, os.O_RDWR | os.O_CREAT)
-    with pytest.raises(Unsupported, match="UTF-8"):
-        round_trip.dump(RegFile, fd)
-
-
 # --- deleted files
 
 
