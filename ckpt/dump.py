@@ -31,7 +31,7 @@ def dump(options: DumpOptions) -> DumpReport:
     pidfd = pidfd_open(pid)
     try:
         check(pid, pidfd, options)
-        log.stage("freeze")
+        log.stage("begin")
         with ImageDir.create(options.images_dir, options.prev_images_dir) as image:
             snapshot = Snapshot(pid, pidfd, image, options)
             try:
@@ -56,6 +56,7 @@ def _dump(snapshot: Snapshot, options: DumpOptions) -> None:
 
 def _freeze(snapshot: Snapshot, options: DumpOptions, memory: Engine, questions: Questions) -> None:
     log = options.log
+    log.stage("freeze")
     with Frozen(snapshot.pid, snapshot.waits) as frozen:
         snapshot.freeze()
         log.stage("tasks")

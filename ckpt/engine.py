@@ -81,8 +81,9 @@ def take_memory(snapshot: Snapshot) -> None:
                 runs += found
                 report.memory.scanned += (entry.end - entry.start) // PAGE
             # A process that is to run on waits for the copy only, any other for the disk too.
-            write_back = not snapshot.files.options.leave_running
-            pages.copy(pid, mem, runs, writer, write_back=write_back)
+            options = snapshot.files.options
+            write_back = not options.leave_running
+            pages.copy(pid, mem, runs, writer, options.log, write_back=write_back)
         snapshot.vmas = vmas.merged_vvar(snapshot.vmas) + guards
     finally:
         os.close(pagemap)

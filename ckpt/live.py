@@ -81,7 +81,8 @@ class Live:
         self._spool = Spool(self._writer, image.fd, first)
         since = time.monotonic_ns()
         runs = [Region(start, end, Page(0)) for start, end in first]
-        pages.copy(self.pid, self._mem, runs, self._writer, running=True)
+        log = self.snapshot.files.options.log
+        pages.copy(self.pid, self._mem, runs, self._writer, log, running=True)
         self._note(self._spool.size // PAGE, since)
         self._converge()
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A log that also shows, on a terminal, how far a long copy has come."""
+"""A log that also shows, on a terminal, how far a long copy has come, and times the freeze."""
 
 import os
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,17 @@ _PATIENCE_NS, _INTERVAL_NS = 10**9, 10**8
 class Terminal(LineLog):
     """The log of a command; what takes over a second shows a bar if stderr is a terminal."""
 
-    def __init__(self, fd: int, level: int) -> None:
+    def __init__(self, fd: int, level: int, timeout: int = 0) -> None:
         super().__init__(fd, level)
+        self._timeout = timeout
         self._next = time.monotonic_ns() + _PATIENCE_NS
         self._bar: Progress | None = None
+
+    def stage(self, name: str) -> None:
+        """Have SIGALRM come if the freeze, which a task in the kernel can hold up, takes long."""
+        super().stage(name)
+        if self._timeout:
+            signal.alarm(self._timeout if name == "freeze" else 0)
 
     def copied(self, done: int, total: int) -> None:
         """Show it, a few times a second; the bar goes when all is copied."""

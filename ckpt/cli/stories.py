@@ -4,7 +4,7 @@
 import os
 import signal
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from ckpt.cli.arguments import Arguments
 from ckpt.cli.progress import Terminal
@@ -12,7 +12,7 @@ from ckpt.errors import CkptError, ImageError, OptionsError
 from ckpt.log import ERROR, INFO, WARNING, LineLog
 from ckpt.options import DumpOptions, RestoreOptions
 
-_PAGE = 4096
+_PAGE, _TIMEOUT = 4096, 10
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -22,6 +22,7 @@ def tell(arguments: Arguments) -> int:
     log = _open_log(arguments)
     for signo in _SIGNALS:
         signal.signal(signo, _interrupt)
+    signal.signal(signal.SIGALRM, _too_long)
     try:
         return story(arguments, log)
     except BaseException as error:
@@ -34,6 +35,20 @@ def _interrupt(signo: int, _: FrameType | None) -> None:
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt(signo)
+
+
+def _too_long(*_: object) -> NoReturn:
+    """Give the freeze up; should letting go of what has not stopped take long too, just leave."""
+    what = "stopping the process takes too long: it is in the kernel, which does not let go of it"
+    signal.signal(signal.SIGALRM, lambda *_: _leave(what))
+    signal.alarm(1)
+    raise CkptError(what, hint="--timeout SECONDS gives it more time")
+
+
+def _leave(what: str) -> NoReturn:
+    """End at once: the kernel lets go of whatever we trace."""
+    os.write(2, f"ckpt: {what}\n".encode())
+    os._exit(CkptError.exit_code)
 
 
 # --- the stories
@@ -178,7 +193,12 @@ def _open_log(arguments: Arguments) -> LineLog:
     for value in arguments.values.get("verbosity", ()):
         level = int(value) if value else level + 1
     name = arguments.text("log-file")
-    return Terminal(2 if name is None else _create_log(name, arguments), level)
+    timeout = arguments.number("timeout")
+    return Terminal(
+        2 if name is None else _create_log(name, arguments),
+        level,
+        _TIMEOUT if timeout is None else timeout,
+    )
 
 
 def _create_log(name: str, arguments: Arguments) -> int:

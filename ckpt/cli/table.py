@@ -64,7 +64,7 @@ OPTIONS = (
     Option("evasive-devices", "", "", "any path to a device will do", _BOTH),
     Option("external", "", "RES", "what is outside of the image; may be repeated", _BOTH),
     Option("inherit-fd", "", "fd[N]:KEY", "descriptor N of ours is the resource KEY", _RESTORE),
-    Option("timeout", "", "SECONDS", "how long a freeze may take; default: 10", _DUMP),
+    Option("timeout", "", "SECONDS", "how long stopping it may take; default: 10", _DUMP),
     Option("feature", "", "NAME", "tell by the exit code: 0 if there is this one", ("check",)),
     Option("all", "", "", "also what only some processes need", ("check",)),
     Option("extra", "", "", "the same", ("check",)),

@@ -8,7 +8,7 @@ Back in by preadv, made by the task itself: one copy, from the page cache to its
 import errno
 import os
 from _thread import allocate_lock
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from ckpt.errors import ImageError, KernelError
@@ -18,6 +18,7 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import ffi, lib, syscall
 from ckpt.kernel.pagemap import Page, Region, scan
 from ckpt.kernel.remote import Batch, Call
+from ckpt.log import Log
 from ckpt.memory.layout import Range
 from ckpt.memory.vmas import MAP_HUGETLB, MAP_LOCKED, Status, guard, is_private
 
@@ -78,6 +79,7 @@ def copy(
     mem: int,
     runs: list[Region],
     writer: PageWriter,
+    log: Log,
     *,
     running: bool = False,
     write_back: bool = True,
@@ -89,7 +91,7 @@ def copy(
     Two threads where it is worth one: a file takes one write at a time, and the other reads. Not
     beside a process that is running: it needs the CPU more.
     """
-    job = _Copy(pid, mem, runs, writer, running=running, write_back=write_back)
+    job = _Copy(pid, mem, runs, writer, log, running=running, write_back=write_back)
     if running or sum(run.end - run.start for run in runs) < _WORTH_A_THREAD:
         job.work()
     else:
@@ -110,8 +112,9 @@ class _Copy:
         self,
         pid: int,
         mem: int,
-        runs: Iterable[Region],
+        runs: Sequence[Region],
         writer: PageWriter,
+        log: Log,
         *,
         running: bool,
         write_back: bool,
@@ -119,6 +122,7 @@ class _Copy:
         self._pid, self._mem, self._writer = pid, mem, writer
         self._running, self._write_back = running, write_back
         self._pieces = _filled(runs)
+        self._log, self._taken, self._size = log, 0, sum(run.end - run.start for run in runs)
         self._next = allocate_lock()
         self.error: BaseException | None = None
 
@@ -137,7 +141,11 @@ class _Copy:
 
     def _take(self) -> "_Piece | None":
         with self._next:
-            return next(self._pieces, None)
+            piece = next(self._pieces, None)
+            if piece:
+                self._taken += piece[2]
+                self._log.copied(self._taken, self._size)
+            return piece
 
     def _begin_write_back(self, end: int, size: int) -> None:
         """Have the disk begin, now and then: the sync at the end would wait for all of it."""
