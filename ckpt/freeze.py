@@ -16,7 +16,7 @@ from ckpt.errors import NoSuchTask, TargetDied
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import Regs
 from ckpt.kernel.ptrace import EVENT_STOP, WALL, Options, Tracee
-from ckpt.task.restart import Sleep, Wait, resumption, scheduler_offset, sleeps
+from ckpt.task.restart import Sleep, Wait, resumption, sleeps
 
 _GROUP_STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
@@ -53,9 +53,9 @@ class FrozenThread:
 class Frozen:
     """A process that is stopped as long as the `with` block lasts, unless it is killed in it.
 
-    earlier are the waits of a stop before this one. threads has the leader first. frozen_ns is how long it was stopped, freezing_ns how long it
-    took until the last thread had stopped. Raises NoSuchTask, NotPermitted (traced by somebody
-    else), TargetDied.
+    earlier are the waits of a stop before this one. threads has the leader first. frozen_ns is how
+    long it was stopped, freezing_ns how long it took until the last thread had stopped. Raises
+    NoSuchTask, NotPermitted (traced by somebody else), TargetDied.
     """
 
     def __init__(self, pid: int, earlier: dict[int, Wait] | None = None) -> None:
@@ -66,12 +66,10 @@ class Frozen:
         self._since = 0
         self._seized: dict[int, Tracee] = {}
         self._sleeps: dict[int, Sleep] = {}
-        self._offset = 0
 
     def __enter__(self) -> Self:
         try:
             self._seize(procfs.threads(self.pid))
-            self._offset = scheduler_offset()
             self._sleeps = sleeps(list(self._seized))
             self._since = time.monotonic_ns()
             self._stop()
@@ -134,7 +132,7 @@ class Frozen:
             del self._seized[tracee.tid]
             return
         group_stop = stop.signo if stop.signo in _GROUP_STOPS else 0
-        sleep, now = self._sleeps.get(tracee.tid), self._since - self._offset
+        sleep, now = self._sleeps.get(tracee.tid), self._since
         earlier = self._earlier.get(tracee.tid)
         self.threads.append(FrozenThread(tracee, group_stop, sleep, now, earlier))
         self.threads.sort(key=lambda thread: thread.tid != self.pid)

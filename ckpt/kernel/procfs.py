@@ -106,6 +106,7 @@ class Stat(NamedTuple):
     start_code: int
     end_code: int
     start_stack: int
+    processor: int
     rt_priority: int
     policy: int
     start_data: int
@@ -133,6 +134,7 @@ _STAT_FIELDS = {
     "start_code": 26,
     "end_code": 27,
     "start_stack": 28,
+    "processor": 39,
     "rt_priority": 40,
     "policy": 41,
     "start_data": 45,

@@ -78,7 +78,7 @@ _SCHED = re.compile(rb"^se\.exec_start\s*:\s*(\d+)\.(\d{6})$.*^nr_voluntary_swit
 
 
 class Sleep(NamedTuple):
-    """A thread in a timed call, seen while it ran: the call, and since when (scheduler's ns)."""
+    """A thread in a timed call, seen while it ran: the call, and since when (CLOCK_MONOTONIC)."""
 
     call: Syscall
     since: int
@@ -107,15 +107,36 @@ class Resumption(NamedTuple):
 
 def sleeps(tids: list[int]) -> dict[int, Sleep]:
     """Return the threads that are in a timed call, and since when; they need not be stopped."""
-    found = {}
+    found: dict[int, Sleep] = {}
+    clocks: dict[int, int] = {}
     for tid in tids:
         try:
             call = procfs.syscall(tid)
             if call and _is_relative(call.number, call.args):
-                found[tid] = Sleep(call, *_scheduled(tid))
+                since, switches = _scheduled(tid)
+                cpu = procfs.stat(tid).processor
+                if cpu not in clocks:
+                    clocks[cpu] = _scheduler_offset(cpu)
+                found[tid] = Sleep(call, since + clocks[cpu], switches)
         except CkptError:
             continue  # it has ended, or the kernel does not tell
     return found
+
+
+def _scheduler_offset(cpu: int) -> int:
+    """Return what CLOCK_MONOTONIC is ahead of a CPU's scheduler clock, in ns; rather too much.
+
+    Each CPU has its own, which stands still while interrupts and other guests have the CPU.
+    """
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, [cpu])
+    try:
+        os.sched_yield()  # which is when our own exec_start is brought up to date
+        return -_scheduled("thread-self")[0] + time.monotonic_ns()
+    except OSError as error:
+        raise CkptError(f"no clock of cpu {cpu}: {error}") from error
+    finally:
+        os.sched_setaffinity(0, ours)
 
 
 def _is_relative(number: int, args: tuple[int, ...]) -> bool:
@@ -136,22 +157,12 @@ def _scheduled(tid: int | str) -> tuple[int, int]:
     return int(match[1]) * 1_000_000 + int(match[2]), int(match[3])
 
 
-def scheduler_offset() -> int:
-    """Return what CLOCK_MONOTONIC is ahead of the scheduler's clock, in ns."""
-    os.sched_yield()  # which is when our own exec_start is brought up to date
-    now = time.monotonic_ns()
-    try:
-        return now - _scheduled("thread-self")[0]
-    except CkptError:
-        return 0
-
-
 def resumption(
     tracee: Tracee, sigmask: int, sleep: Sleep | None, now: int, earlier: Wait | None = None
 ) -> Resumption:
     """Say how a thread that has just stopped goes on; set its registers if it must.
 
-    now is the scheduler's time, in ns, at which it was stopped; earlier is what its last stop by
+    now is when it was stopped, CLOCK_MONOTONIC in ns; earlier is what its last stop by
     us had interrupted.
     """
     regs = _out_of_critical_section(tracee, tracee.regs())
