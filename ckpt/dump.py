@@ -85,12 +85,12 @@ def _freeze(snapshot: Snapshot, options: DumpOptions, memory: Engine, questions:
 def take_core(snapshot: Snapshot, questions: Questions, frozen: Frozen) -> None:
     """Take what a task is but for files and memory; the leader's record comes first."""
     pid = snapshot.pid
-    snapshot.stat, snapshot.status = procfs.stat(pid), procfs.status(pid)
+    snapshot.stat, snapshot.status = procfs.stat(pid), questions.status[pid]
     snapshot.mm = questions.mm(snapshot.stat, procfs.auxv(pid))
     for one in frozen.threads:
         record, clear_tid = questions.thread(one.tracee)
         core = pb.core_entry(mtype=regs.MACHINE, thread_core=record)
-        regs.dump(regs.take(one.tracee, one.resumption.image), clear_tid, core)
+        snapshot.registers[one.tid] = regs.take(one.tracee, one.resumption.image), clear_tid
         if one is frozen.leader:
             core.tc.CopyFrom(questions.process(one.tracee))
             core.tc.blk_sigset = one.sigmask
@@ -115,6 +115,7 @@ def write(snapshot: Snapshot) -> None:
     snapshot.mm.vmas.extend(snapshot.vmas)
     image.write("mm", snapshot.mm, id=pid)
     for tid, core in snapshot.cores.items():
+        regs.dump(*snapshot.registers[tid], core)
         image.write("core", core, id=tid)
     fs = pb.fs_entry(cwd_id=snapshot.cwd_id, root_id=snapshot.root_id, umask=snapshot.status.umask)
     image.write("fs", fs, id=pid)

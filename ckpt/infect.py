@@ -27,13 +27,11 @@ from ckpt.task.restart import Wait
 
 _LEADER_ROOM, _TIMER_ROOM, _THREAD_ROOM, _SPARE_THREADS = 16 << 10, 512, 2 << 10, 16
 
-ThreadAnswer = Callable[[Tracee], tuple[pb.thread_core_entry, int]]
-
 
 class _ThreadQuestions(NamedTuple):
     slot: Slot
     batch: Batch
-    thread: ThreadAnswer
+    thread: thread.Answer
 
 
 class Questions:
@@ -56,6 +54,8 @@ class Questions:
         self._base = hole(size, busy)
         self._segment = Segment(size, self._base, uid=status.uids[1], gid=status.gids[1])
         self._threads: dict[int, _ThreadQuestions] = {}
+        self.status: dict[int, procfs.Status] = {}
+        """What status said of each thread in the freeze; parsing it twice costs the target more."""
         self._build_leader(self._timers)
         for tid in tids:
             self._of_thread(tid)
@@ -87,7 +87,7 @@ class Questions:
 
     def thread(self, tracee: Tracee) -> tuple[pb.thread_core_entry, int]:
         """Return the record of a thread, and its clear_tid address; it need not be stopped."""
-        return self._threads[tracee.tid].thread(tracee)
+        return self._threads[tracee.tid].thread(tracee, self.status[tracee.tid])
 
     def ask(self, frozen: Frozen) -> None:
         """Have all threads of the frozen process answer; they are as they were when it returns."""
@@ -115,7 +115,7 @@ class Questions:
             raise failed[0]
 
     def _remote(self, one: FrozenThread) -> Remote:
-        status = procfs.status(one.tid)
+        status = self.status[one.tid] = procfs.status(one.tid)
         signo = quiet_signal(status.sig_cgt, status.sig_pnd | status.shd_pnd)
         return Remote(one.tracee, self.pid, self._of_thread(one.tid).slot, signo=signo)
 

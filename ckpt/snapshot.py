@@ -13,6 +13,7 @@ from ckpt.kernel.maps import SmapsEntry
 from ckpt.memory import shmem
 from ckpt.memory.pages import Counts
 from ckpt.options import DumpOptions
+from ckpt.task import regs
 from ckpt.task.restart import Wait
 
 
@@ -38,6 +39,8 @@ class Snapshot:
         self.vmas: list[pb.vma_entry] = []
         self.exe_id = self.cwd_id = self.root_id = 0
         self.cores: dict[int, pb.core_entry] = {}
+        self.registers: dict[int, tuple[regs.Raw, int]] = {}
+        """Of each thread, and its clear_tid: put into its core when it may run again."""
         self.mm: pb.mm_entry
         self.stat: procfs.Stat
         self.status: procfs.Status

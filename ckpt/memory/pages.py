@@ -22,6 +22,8 @@ from ckpt.log import Log
 from ckpt.memory.layout import Range
 from ckpt.memory.vmas import MAP_HUGETLB, MAP_LOCKED, Status, guard, is_private
 
+_THERE = Page.PRESENT | Page.SWAPPED | Page.GUARD
+_NOT_WRITTEN = Page.PFNZERO | Page.FILE
 _BUFFER = 256 << 10
 _WORTH_A_THREAD = 4 << 20
 _WRITE_BACK = 8 << 20
@@ -51,15 +53,12 @@ def dumped(
     """
     if not (is_private(entry) or entry.status & Status.VDSO):
         return [], []
-    none_of = Page.PFNZERO
-    if entry.status & Status.FILE_PRIVATE:
-        none_of |= Page.FILE
-    wanted = Page.PRESENT | Page.SWAPPED | Page.GUARD
+    none_of = _NOT_WRITTEN if entry.status & Status.FILE_PRIVATE else Page.PFNZERO
     found = list(
         scan(
             pagemap,
             *(part or (entry.start, entry.end)),
-            any_of=wanted,
+            any_of=_THERE,
             none_of=none_of,
             tell=Page.GUARD,
         )

@@ -17,7 +17,10 @@ _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_NAME, _PR_GET_TID_ADDRESS = 1, 2, 
 _RSEQ_UNREGISTER = 1
 
 
-def ask(batch: Batch) -> Callable[[Tracee], tuple[pb.thread_core_entry, int]]:
+Answer = Callable[[Tracee, procfs.Status], tuple[pb.thread_core_entry, int]]
+
+
+def ask(batch: Batch) -> Answer:
     """Add the calls a thread has to make about itself.
 
     Returns what makes its record, and its clear_tid address, once the batch has run.
@@ -28,13 +31,12 @@ def ask(batch: Batch) -> Callable[[Tracee], tuple[pb.thread_core_entry, int]]:
     batch.call(NR.prctl, _PR_GET_PDEATHSIG, pdeath)
     securebits, slack = creds.ask(batch), sched.ask(batch)
 
-    def answer(tracee: Tracee) -> tuple[pb.thread_core_entry, int]:
+    def answer(tracee: Tracee, status: procfs.Status) -> tuple[pb.thread_core_entry, int]:
         entry = _outside(tracee)
         entry.sas.CopyFrom(signals.altstack(stack))
         entry.pdeath_sig = int.from_bytes(pdeath.bytes, "little")
         if not entry.pdeath_sig:
             entry.ClearField("pdeath_sig")
-        status = procfs.status(tracee.tid)
         entry.creds.CopyFrom(creds.dump(status, securebits.ret))
         sched.dump(tracee.tid, slack.ret, entry)
         return entry, int.from_bytes(clear_tid.bytes, "little")
