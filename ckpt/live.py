@@ -20,6 +20,7 @@ from ckpt.infect import fetch_userfaultfd
 from ckpt.kernel.maps import MapsEntry, SmapsEntry, maps, smaps
 from ckpt.kernel.pagemap import Page, Region, scan
 from ckpt.kernel.userfaultfd import TRACKING
+from ckpt.log import INFO
 from ckpt.memory import pages, vmas
 from ckpt.memory.layout import Range, intersect, subtract, union
 from ckpt.memory.spool import Spool
@@ -125,7 +126,10 @@ class Live:
             self._note(len(log), since)
 
     def _note(self, count: int, since: int) -> None:
-        self.passes.append(Pass(count, time.monotonic_ns() - since))
+        took = time.monotonic_ns() - since
+        self.passes.append(Pass(count, took))
+        log = self.snapshot.files.options.log
+        log.line(INFO, f"pass {len(self.passes)}: {count} pages in {took / 1e6:.3f} ms")
 
     def _copy(self, ranges: list[tuple[int, int]], *, running: bool) -> None:
         for pieces, size in _chunks(ranges):

@@ -105,6 +105,7 @@ class NR(IntEnum):
     get_robust_list = 274
     sync_file_range = 277
     epoll_pwait = 281
+    fallocate = 285
     timerfd_settime = 286
     accept4 = 288
     preadv = 295

@@ -22,8 +22,7 @@ from ckpt.kernel.ffi import check, ffi, lib, syscall
 UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
 _API = 0xAA
 _MODE_WP = 2
-_UNSERVED = 0x10000
-_ROOM = 64
+_ROOM = 1024
 API_REQUEST = Struct("<QQQ")  # struct uffdio_api: api, features, ioctls
 
 
@@ -60,7 +59,7 @@ class Kind(IntEnum):
 
 
 class Event(NamedTuple):
-    """What happened to [start, end): a fault (served or not), or memory that went away.
+    """What happened to [start, end): a fault not answered, or memory that went away.
 
     to is where a remap went.
     """
@@ -69,7 +68,6 @@ class Event(NamedTuple):
     start: int
     end: int
     to: int
-    served: bool
 
 
 def api_request(features: Feature) -> bytes:
@@ -82,7 +80,9 @@ class Userfaultfd:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._faults = ffi.new("uint64_t[]", _ROOM)
         self._events = ffi.new("struct core_event[]", _ROOM)
+        self._counts = ffi.new("uint64_t[2]")
 
     def close(self) -> None:
         """Close it; with the last copy all protection goes."""
@@ -111,12 +111,18 @@ class Userfaultfd:
         )
         return check(done, "UFFDIO_WRITEPROTECT", addr=ranges[0][0] if ranges else None)
 
-    def serve(self) -> list[Event]:
-        """Read what is there, and answer write faults by taking the page's protection away."""
-        got = check(lib.core_uffd_read(self.fd, self._events, _ROOM, 1), "read userfaultfd")
-        return [
-            Event(
-                Kind(event.kind), event.start, event.end, event.flags, not event.flags & _UNSERVED
-            )
-            for event in self._events[0:got]
+    def serve(self) -> tuple[bytes, list[Event]]:
+        """Answer write faults, which takes the page's protection away, and read other events.
+
+        Returns the faults' addresses, eight bytes each in their order, and the events; a fault
+        that could not be answered is in both.
+        """
+        check(
+            lib.core_uffd_serve(self.fd, self._faults, self._events, _ROOM, self._counts),
+            "read userfaultfd",
+        )
+        faults, events = self._counts
+        return bytes(ffi.buffer(self._faults, faults * 8)), [
+            Event(Kind(event.kind), event.start, event.end, event.flags)
+            for event in self._events[0:events]
         ]

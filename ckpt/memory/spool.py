@@ -9,9 +9,16 @@ in the end they are put in between, and what has gone is taken out.
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from ckpt.image.pages import PAGE, PageWriter
+from ckpt.kernel.arch import NR
+from ckpt.kernel.ffi import check, syscall
 from ckpt.memory.layout import Range
+
+_Piece = tuple[int, int, int]
+_EDITS = 256
+_COLLAPSE, _INSERT = 8, 0x20  # FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE
 
 
 class Spool:
@@ -70,13 +77,35 @@ class Spool:
         return sorted([*zip(self._starts, self._ends, strict=True), *extra])
 
     def arrange(self, wanted: Iterable[Range]) -> None:
-        """Make pages-N.img hold just the wanted pages, in order; all of them are kept."""
-        pieces = list(self._pieces(wanted))
-        if all(fd == self._writer.fd for fd, _, _ in pieces) and _in_order(pieces, self.size):
-            return
-        self._writer.rewrite(pieces)
+        """Make pages-N.img hold just the wanted pages, in order; all of them are kept.
 
-    def _pieces(self, wanted: Iterable[Range]) -> Iterator[tuple[int, int, int]]:
+        Where few places differ, by opening and closing gaps in the file, which only moves extents
+        (fallocate(2), ext4 and xfs); else the file is made anew.
+        """
+        pieces = list(self._pieces(wanted))
+        edits = _edits(pieces, self._writer.fd, self.size)
+        if len(edits) > _EDITS or not self._edit(edits):
+            self._writer.rewrite(pieces)
+
+    def _edit(self, edits: "list[_Edit]") -> bool:
+        """Insert and take out, from the back to the front; False if the file system cannot."""
+        moved = False
+        for edit in reversed(edits):
+            if edit.source is None and edit.offset + edit.length == self.size:
+                os.ftruncate(self._writer.fd, edit.offset)
+            elif edit.source is None or edit.offset < self.size:
+                mode = _COLLAPSE if edit.source is None else _INSERT
+                ret = syscall(NR.fallocate, self._writer.fd, mode, edit.offset, edit.length)
+                if ret < 0 and not moved:
+                    return False
+                check(ret, "fallocate of the pages file")
+                moved = True
+            if edit.source is not None:
+                pages = os.pread(self._extra_fd, edit.length, edit.source)
+                self._writer.pwrite(memoryview(pages), edit.offset)
+        return True
+
+    def _pieces(self, wanted: Iterable[Range]) -> "Iterator[_Piece]":
         """Yield (descriptor, offset, length) for the wanted pages."""
         for start, end in wanted:
             while start < end:
@@ -89,11 +118,28 @@ class Spool:
                 start += length
 
 
-def _in_order(pieces: list[tuple[int, int, int]], size: int) -> bool:
-    """Say whether pieces of one file are all of it, from front to back."""
+class _Edit(NamedTuple):
+    """A gap of length to be filled from source in the second file, or (None) to be closed."""
+
+    offset: int
+    length: int
+    source: int | None
+
+
+def _edits(pieces: "list[_Piece]", fd: int, size: int) -> list[_Edit]:
+    """Return, by offset in the file fd of that size, what makes it the pieces in their order."""
+    edits: list[_Edit] = []
     at = 0
-    for _, offset, length in pieces:
-        if offset != at:
-            return False
-        at += length
-    return at == size
+    for source, offset, length in [*pieces, (fd, size, 0)]:
+        if source != fd:
+            last = edits[-1] if edits else None
+            joined = last and last.source is not None and last.offset == at
+            if joined and last and last.source is not None and last.source + last.length == offset:
+                edits[-1] = last._replace(length=last.length + length)
+            else:
+                edits.append(_Edit(at, length, offset))
+            continue
+        if offset > at:
+            edits.append(_Edit(at, offset - at, None))
+        at = offset + length
+    return edits

@@ -11,6 +11,7 @@ import os
 import select
 import sys
 import threading
+from array import array
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -30,7 +31,7 @@ class Tracker:
         self.armed: list[Range] = []
         self.faults = 0
         self._uffd = uffd
-        self._log: dict[int, None] = {}
+        self._log: list[bytes] = []
         self._lost: list[Range] = []
         self._unserved: list[int] = []
         self._error: BaseException | None = None
@@ -72,18 +73,16 @@ class Tracker:
         poll.register(self._wake, select.POLLIN)
         try:
             while not any(fd == self._wake for fd, _ in poll.poll(1 if self._unserved else None)):
-                self._take(self._uffd.serve())
+                self._take(*self._uffd.serve())
         except BaseException as error:  # raised where the log is asked for
             self._error = error
 
-    def _take(self, events: list[Event]) -> None:
+    def _take(self, faults: bytes, events: list[Event]) -> None:
         with self._lock:
+            self._log.append(faults)
             for event in events:
                 if event.kind == Kind.PAGEFAULT:
-                    self._log[event.start] = None
-                    self.faults += 1
-                    if not event.served:
-                        self._unserved.append(event.start)
+                    self._unserved.append(event.start)
                     continue
                 self._lost.append((event.start, event.end))
                 if event.kind == Kind.REMAP:
@@ -117,16 +116,17 @@ class Tracker:
     def take(self) -> tuple[list[int], list[Range]]:
         """Return the pages written since the last call, in their order, and the ranges lost."""
         with self._lock:
-            log, self._log = self._log, {}
+            log, self._log = array("Q", b"".join(self._log)), []
             lost, self._lost = self._lost, []
-        return list(log), lost
+        self.faults += len(log)
+        return list(dict.fromkeys(log)), lost
 
     def drain(self) -> None:
         """Read what is still queued; the process is stopped, so nothing is added meanwhile."""
         while True:
-            events = self._uffd.serve()
-            self._take(events)
-            if not events and not self._unserved:
+            faults, events = self._uffd.serve()
+            self._take(faults, events)
+            if not faults and not events and not self._unserved:
                 return
 
 

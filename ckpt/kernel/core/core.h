@@ -54,10 +54,6 @@ int64_t core_pagemap_scan(int32_t fd, uint64_t start, uint64_t end, uint64_t fla
 
 /* ---- userfaultfd ---- */
 
-enum core_event_flag {
-	CORE_UNSERVED = 0x10000,	/* a fault that could not be answered yet */
-};
-
 /* A struct uffd_msg: kind is UFFD_EVENT_*; flags the fault's, or where a remap went. */
 struct core_event {
 	uint64_t kind;
@@ -67,10 +63,12 @@ struct core_event {
 };
 
 /*
- * Read up to n messages, 0 if there are none; with unprotect, answer write-protect faults by
- * taking the protection of the page away, which wakes the thread.
+ * Read all messages there are, or until one of the two vectors of n might not take more. Write
+ * faults are answered by taking the protection of the page away, and their addresses noted; a
+ * fault that could not be answered is noted in both vectors. counts says how many are in each.
  */
-int64_t core_uffd_read(int32_t fd, struct core_event *events, size_t n, int32_t unprotect);
+int64_t core_uffd_serve(int32_t fd, uint64_t *faults, struct core_event *events, size_t n,
+			uint64_t counts[2]);
 
 /*
  * Write-protect ranges, or take that away; ranges that are not there any more are passed over.

@@ -56,25 +56,38 @@ static struct core_event decoded(const struct uffd_msg *msg)
 
 enum { MESSAGES = 64 };
 
-int64_t core_uffd_read(int32_t fd, struct core_event *events, size_t n, int32_t unprotect)
+/* Answer the write faults among messages; put their addresses, and all other events, aside. */
+static void serve(int32_t fd, const struct uffd_msg *msgs, size_t n, uint64_t *faults,
+		  struct core_event *events, uint64_t counts[2])
+{
+	for (size_t i = 0; i < n; i++) {
+		struct core_event event = decoded(&msgs[i]);
+
+		if (event.kind == UFFD_EVENT_PAGEFAULT) {
+			faults[counts[0]++] = event.start;
+			/*
+			 * EAGAIN: another event is pending, which a later read takes. The fault
+			 * has been told and will not be told again: the caller has to see to it.
+			 */
+			if (writeprotect(fd, event.start, 4096, 0) != -EAGAIN)
+				continue;
+		}
+		events[counts[1]++] = event;
+	}
+}
+
+int64_t core_uffd_serve(int32_t fd, uint64_t *faults, struct core_event *events, size_t n,
+			uint64_t counts[2])
 {
 	struct uffd_msg msgs[MESSAGES];
-	size_t room = n < MESSAGES ? n : MESSAGES;
-	ssize_t got = read(fd, msgs, room * sizeof(msgs[0]));
 
-	if (got < 0)
-		return errno == EAGAIN ? 0 : -errno;
-	got /= sizeof(msgs[0]);
-	for (ssize_t i = 0; i < got; i++) {
-		events[i] = decoded(&msgs[i]);
-		if (!unprotect || events[i].kind != UFFD_EVENT_PAGEFAULT)
-			continue;
-		/*
-		 * EAGAIN: another event is pending, which a later read takes. The fault has been
-		 * told and will not be told again, so the caller has to see to it.
-		 */
-		if (writeprotect(fd, events[i].start, 4096, 0) == -EAGAIN)
-			events[i].flags |= CORE_UNSERVED;
+	counts[0] = counts[1] = 0;
+	while (n - counts[0] >= MESSAGES && n - counts[1] >= MESSAGES) {
+		ssize_t got = read(fd, msgs, sizeof(msgs));
+
+		if (got < 0)
+			return errno == EAGAIN ? 0 : -errno;
+		serve(fd, msgs, got / sizeof(msgs[0]), faults, events, counts);
 	}
-	return got;
+	return 0;
 }
