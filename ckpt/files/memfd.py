@@ -40,7 +40,7 @@ class Memfd(FileKind):
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:
         """Dump position and flags, and with the first opener the memfd itself."""
-        inode = _inode(file.fd, file.link, file.name, out)
+        inode = _inode(file.fd, file.link, out)
         return pb.memfd_file_entry(**common(file), pos=file.info.pos, inode_id=inode)
 
     @classmethod
@@ -79,7 +79,7 @@ def save_mapped(fd: int, link: str, out: Dump) -> int:
 
     def save() -> int:
         file_id = out.next_id()
-        inode = _inode(fd, link, link, out)
+        inode = _inode(fd, link, out)
         entry = pb.memfd_file_entry(id=file_id, flags=0, pos=0, fown=nobody(), inode_id=inode)
         out.add_entry(pb.file_entry(type=pb.FD_MEMFD, id=file_id, memfd=entry))
         return file_id
@@ -92,7 +92,7 @@ def _name(link: str) -> str:
     return link.removeprefix(_LINK).removesuffix(_DELETED)
 
 
-def _inode(fd: int, link: str, what: str, out: Dump) -> int:
+def _inode(fd: int, link: str, out: Dump) -> int:
     """Save a memfd, once; returns its number in memfd.img."""
     st = os.fstat(fd)
     ids: dict[tuple[int, int], int] = out.memo("memfds", dict)
