@@ -4,6 +4,7 @@
 import os
 import time
 
+from ckpt import namespaces
 from ckpt.engine import Engine, engine
 from ckpt.files import table
 from ckpt.freeze import Frozen
@@ -11,7 +12,11 @@ from ckpt.image import pb, stats
 from ckpt.image.directory import ImageDir
 from ckpt.infect import Questions
 from ckpt.kernel import procfs
+from ckpt.kernel.nsfs import entered
 from ckpt.kernel.pidfd import pidfd_open
+from ckpt.memory import sysv
+from ckpt.namespaces import ipcshm
+from ckpt.namespaces.kind import Dump
 from ckpt.options import DumpOptions
 from ckpt.refuse import check, check_pid
 from ckpt.snapshot import DumpReport, Snapshot, save_link
@@ -66,6 +71,8 @@ def _freeze(snapshot: Snapshot, options: DumpOptions, memory: Engine, questions:
         take_files(snapshot)
         log.stage("memory")
         memory.freeze()
+        log.stage("namespaces")
+        take_namespaces(snapshot)
         log.stage("write")
         if options.leave_running:
             frozen.release()
@@ -108,6 +115,20 @@ def take_files(snapshot: Snapshot) -> None:
     )
 
 
+def take_namespaces(snapshot: Snapshot) -> None:
+    """Dump what is in its own namespaces; of our IPC namespace, the segments it has attached."""
+    pid, image, save = snapshot.pid, snapshot.image, snapshot.files.save_shmem
+    ours, its = procfs.namespaces("self"), procfs.namespaces(pid)
+    attached = sysv.links(pid, snapshot.vmas)
+    for kind in namespaces.KINDS:
+        if its[kind.name] != ours[kind.name]:
+            snapshot.own_namespaces.append(kind.name)
+            with entered(kind.name, pid):
+                kind.dump(Dump(image, ids.namespace(kind.name, own=True), save, attached))
+    if "ipc" not in snapshot.own_namespaces:
+        ipcshm.dump_attached(Dump(image, ids.namespace("ipc", own=False), save, attached))
+
+
 def write(snapshot: Snapshot) -> None:
     """Write every image file but the pages, which are there, and the inventory."""
     pid, image, stat = snapshot.pid, snapshot.image, snapshot.stat
@@ -119,7 +140,7 @@ def write(snapshot: Snapshot) -> None:
         image.write("core", core, id=tid)
     fs = pb.fs_entry(cwd_id=snapshot.cwd_id, root_id=snapshot.root_id, umask=snapshot.status.umask)
     image.write("fs", fs, id=pid)
-    image.write("ids", ids.task_ids(), id=pid)
+    image.write("ids", ids.task_ids(snapshot.own_namespaces), id=pid)
     image.write("fdinfo", *snapshot.fdinfo, id=ids.FILES_ID)
     image.write("files", *snapshot.entries)
     tree = pb.pstree_entry(

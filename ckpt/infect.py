@@ -52,7 +52,7 @@ class Questions:
         size = 4096 + _LEADER_ROOM + 2 * _TIMER_ROOM * len(self._timers) + threads
         busy = [(entry.start, entry.end) for entry in mappings]
         self._base = hole(size, busy)
-        self._segment = Segment(size, self._base, uid=status.uids[1], gid=status.gids[1])
+        self._segment = Segment(size, self._base, pid=pid, uid=status.uids[1], gid=status.gids[1])
         self._threads: dict[int, _ThreadQuestions] = {}
         self.status: dict[int, procfs.Status] = {}
         """What status said of each thread in the freeze; parsing it twice costs the target more."""
@@ -146,7 +146,7 @@ def fetch_userfaultfd(
     status = procfs.status(pid)
     base = hole(_LEADER_ROOM, [(entry.start, entry.end) for entry in mappings])
     with (
-        Segment(_LEADER_ROOM, base, uid=status.uids[1], gid=status.gids[1]) as segment,
+        Segment(_LEADER_ROOM, base, pid=pid, uid=status.uids[1], gid=status.gids[1]) as segment,
         Frozen(pid) as frozen,
     ):
         slot = segment.slot(_LEADER_ROOM // 2)

@@ -11,20 +11,26 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Self
 
-from ckpt.errors import CkptError, KernelError, NotPermitted, OptionsError, PidTaken
+from ckpt import namespaces
+from ckpt.errors import CkptError, ImageError, KernelError, NotPermitted, OptionsError, PidTaken
 from ckpt.image import pb
+from ckpt.image.directory import ImageDir
 from ckpt.image.pages import PageReader, PageRun
 from ckpt.kernel import features, maps, procfs
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
-from ckpt.kernel.ffi import ffi, lib
+from ckpt.kernel.ffi import check, ffi, lib
+from ckpt.kernel.nsfs import entered
 from ckpt.kernel.ptrace import WALL, Options, Tracee
 from ckpt.kernel.remote import Batch, Gadget, Remote, Segment, find_syscall, quiet_signal
-from ckpt.memory import layout, mm, vdso, vmas
+from ckpt.memory import layout, mm, shmem, sysv, vdso, vmas
 from ckpt.memory.pages import Filler
 from ckpt.memory.vmas import KERNELS_OWN, Status
+from ckpt.namespaces import ipcshm
+from ckpt.namespaces.kind import Restore
 from ckpt.options import RestoreOptions
 from ckpt.saved import Files, Saved
 from ckpt.task import process, regs, sched, signals, thread, timers
@@ -45,6 +51,7 @@ class Task:
         self._regs: Regs
         self._gadget: Gadget
         self._segment: Segment
+        self._namespaces: list[Restore] = []
         self._started = False
 
     def __enter__(self) -> Self:
@@ -56,8 +63,10 @@ class Task:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._started and self._tracees:
-            self._kill()
+        if not self._started:
+            if self._tracees:
+                self._kill()
+            self._close_namespaces(ok=False)
 
     def _kill(self) -> None:
         pid = self.saved.pid
@@ -78,6 +87,12 @@ class Task:
 
     def _run(self, batch: Batch) -> None:
         self._leader.run(batch, self._regs, 0)
+
+    def _syscall(self, nr: NR, *args: int) -> int:
+        batch = self._batch()
+        call = batch.call(nr, *args)
+        self._run(batch)
+        return call.ret
 
     # --- the steps
 
@@ -160,12 +175,49 @@ class Task:
             code.insert(0, (place.code.start, place.code.end))
         self._code = code
 
+    def join_namespaces(self, image: ImageDir) -> None:
+        """Make the namespaces that are its own, and attach it to System V segments again.
+
+        Those come before all other mappings: see `sysv.attach`.
+        """
+        own = self.saved.own_namespaces
+        kinds = [kind for kind in namespaces.KINDS if kind.name in own]
+        if kinds:
+            flags = sum(kind.flag for kind in kinds)
+            check(self._syscall(NR.unshare, flags), f"unshare {flags:#x}")
+        for kind in kinds:
+            make = self._make_in(image, own[kind.name])
+            with entered(kind.name, self.saved.pid):
+                kind.restore(make)
+        if attachments := sysv.attachments(self.saved.vmas):
+            self._attach(attachments, self._make_in(image, self.saved.ipc_id))
+
+    def _make_in(self, image: ImageDir, ns_id: int) -> Restore:
+        self._namespaces.append(Restore(image, ns_id, partial(shmem.load, image), self._syscall))
+        return self._namespaces[-1]
+
+    def _attach(self, attachments: list[sysv.Attachment], make: Restore) -> None:
+        segments = ipcshm.read(make)
+        if "ipc" not in self.saved.own_namespaces:
+            ipcshm.restore_attached(segments, make)
+        sizes = {segment.desc.id: segment.size for segment in segments}
+        batch = self._batch()
+        for one in attachments:
+            if one.shmid not in sizes:
+                raise ImageError(f"ipcns-shm-{make.id}: no segment {one.shmid}, mapped by the task")
+            sysv.attach(one, sizes[one.shmid], batch)
+        self._run(batch)
+
+    def _close_namespaces(self, *, ok: bool) -> None:
+        for make in self._namespaces:
+            make.close(ok=ok)
+
     def map(self, files: Files, reader: PageReader) -> None:
         """Make all mappings and fill them."""
         pages = list(self._saved_pages(reader))
         batch = self._batch()
         for entry, runs in pages:
-            if not entry.status & (KERNELS_OWN | Status.GUARD):
+            if not entry.status & (KERNELS_OWN | Status.GUARD | Status.SYSVIPC):
                 vmas.map_in(entry, files.mapped(entry), batch, fill=bool(runs))
         self._run(batch)
         self._fill([run for _, runs in pages for run in runs], reader)
@@ -280,6 +332,7 @@ class Task:
             else:
                 remote.go_home(wanted, self.saved.sigmask(tid))
         self._segment.close()
+        self._close_namespaces(ok=True)
         self._started = True
         for tracee in self._tracees.values():
             tracee.detach()

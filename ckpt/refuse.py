@@ -3,11 +3,14 @@
 
 import os
 
+from ckpt import namespaces
 from ckpt.errors import KernelError, NoSuchTask, NotPermitted, OptionsError, Unsupported
 from ckpt.files import table
 from ckpt.kernel import features, maps, procfs
+from ckpt.kernel.nsfs import entered
 from ckpt.kernel.procfs import Stat, Status
 from ckpt.memory import vmas
+from ckpt.namespaces import ipcshm
 from ckpt.options import DumpOptions
 
 _PF_KTHREAD = 0x0020_0000
@@ -41,8 +44,12 @@ def check(pid: int, pidfd: int, options: DumpOptions) -> None:
     _check_alone(pid, status)
     _check_session(pid, stat, options)
     table.check(pid, pidfd, options)  # first: a mapping has no number to be named by
-    for mapping in maps.smaps(pid):
+    mappings = maps.smaps(pid)
+    for mapping in mappings:
         vmas.check(pid, mapping)
+    if segments := {one.inode for one in mappings if vmas.is_sysv(vmas.status_of(one))}:
+        with entered("ipc", pid):
+            ipcshm.check(pid, segments)
 
 
 def _check_identity(pid: int, status: Status, stat: Stat) -> None:
@@ -110,8 +117,9 @@ def _check_alone(pid: int, status: Status) -> None:
     if status.seccomp:
         raise Unsupported(f"pid {pid} has a seccomp filter: not supported yet")
     ours, its = procfs.namespaces("self"), procfs.namespaces(pid)
+    own = {kind.name for kind in namespaces.KINDS}
     for kind in its:
-        if its[kind] != ours.get(kind):
+        if its[kind] != ours.get(kind) and kind not in own:
             raise Unsupported(
                 f"pid {pid} is in another {kind} namespace: not supported yet",
                 hint=f"run ckpt inside it: nsenter --target {pid} --{kind}",

@@ -40,6 +40,7 @@ def restore(options: RestoreOptions) -> RestoreReport:
         log.stage("fork")
         task.begin(files)
         log.stage("memory")
+        task.join_namespaces(image)
         task.map(files, reader)
         log.stage("state")
         task.become(files)

@@ -5,6 +5,7 @@ import os
 from functools import partial
 from typing import NamedTuple
 
+from ckpt import namespaces
 from ckpt.errors import ImageError, Unsupported
 from ckpt.files.kind import Restore
 from ckpt.files.mapped import open_mapped
@@ -30,6 +31,8 @@ class Saved(NamedTuple):
     vmas: list[pb.vma_entry]
     fs: pb.fs_entry
     fdinfo: list[pb.fdinfo_entry]
+    ipc_id: int
+    own_namespaces: dict[str, int]
 
     @property
     def leader(self) -> pb.core_entry:
@@ -62,19 +65,26 @@ def read(image: ImageDir) -> Saved:
         _check_core(core, tid, leader=tid == pid)
     mm = image.read("mm", pid)
     ids = image.read("ids", pid)
-    _check_namespaces(image, ids, pid)
     fdinfo = [entry for entry, _ in image.records("fdinfo", ids.files_id)]
     mappings = vmas.checked(mm.vmas or (vma for vma, _ in image.records("vmas", pid)))
-    return Saved(pid, tids, tree, cores, mm, mappings, image.read("fs", pid), fdinfo)
+    own, fs = _own_namespaces(image, ids, pid), image.read("fs", pid)
+    return Saved(pid, tids, tree, cores, mm, mappings, fs, fdinfo, ids.ipc_ns_id, own)
 
 
-def _check_namespaces(image: ImageDir, ids: pb.task_kobj_ids_entry, pid: int) -> None:
-    """The dumper's own namespaces are named in the inventory; those of the restorer stand in."""
-    of_dumper = image.read("inventory").root_ids
+def _own_namespaces(image: ImageDir, ids: pb.task_kobj_ids_entry, pid: int) -> dict[str, int]:
+    """Return the ids of those that are not the dumper's, which are named in the inventory.
+
+    For the dumper's own those of the restorer stand in.
+    """
+    of_dumper, known = image.read("inventory").root_ids, {kind.name for kind in namespaces.KINDS}
+    own: dict[str, int] = {}
     for field, ns_id in ids.ListFields():
         kind, is_namespace, _ = field.name.partition("_ns_id")
         if is_namespace and ns_id != getattr(of_dumper, field.name):
-            raise Unsupported(f"pid {pid} had its own {kind} namespace: not restored yet")
+            if kind not in known:
+                raise Unsupported(f"pid {pid} had its own {kind} namespace: not restored yet")
+            own[kind] = ns_id
+    return own
 
 
 def _check_core(core: pb.core_entry, tid: int, *, leader: bool) -> None:

@@ -41,6 +41,7 @@ class Snapshot:
         self.cores: dict[int, pb.core_entry] = {}
         self.registers: dict[int, tuple[regs.Raw, int]] = {}
         """Of each thread, and its clear_tid: put into its core when it may run again."""
+        self.own_namespaces: list[str] = []
         self.mm: pb.mm_entry
         self.stat: procfs.Stat
         self.status: procfs.Status

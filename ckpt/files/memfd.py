@@ -24,6 +24,7 @@ _UNNAMED = ("/dev/zero", "/anon_hugepage")
 _MFD_HUGETLB, _MFD_HUGE_SHIFT, _MFD_HUGE_MASK = 4, 26, 0x3F << 26
 _MAP_HUGETLB = 0x40000
 _PAGE = 4096
+_OF_FILES = 1 << 31  # System V segments have the pagemap-shmem numbers below, their ids
 
 
 class Memfd(FileKind):
@@ -114,7 +115,7 @@ def _save(fd: int, name: str, inode_id: int, out: Dump) -> None:
         gid=st.st_gid,
         size=st.st_size,
         # Inodes of memfds and of shared anonymous memory are numbered together (shm_mnt).
-        shmid=st.st_ino & 0xFFFFFFFF,
+        shmid=_OF_FILES | st.st_ino & (_OF_FILES - 1),
         seals=fcntl.fcntl(fd, fcntl.F_GET_SEALS),
         inode_id=inode_id,
         mode=st.st_mode,

@@ -36,7 +36,9 @@ class NR(IntEnum):
     writev = 20
     mincore = 27
     madvise = 28
+    shmget = 29
     shmat = 30
+    shmctl = 31
     dup2 = 33
     nanosleep = 35
     getitimer = 36
@@ -50,10 +52,14 @@ class NR(IntEnum):
     recvmsg = 47
     setsockopt = 54
     getsockopt = 55
+    semget = 64
     semop = 65
+    semctl = 66
     shmdt = 67
+    msgget = 68
     msgsnd = 69
     msgrcv = 70
+    msgctl = 71
     fcntl = 72
     chdir = 80
     fchdir = 81
@@ -101,6 +107,7 @@ class NR(IntEnum):
     ioprio_get = 252
     pselect6 = 270
     ppoll = 271
+    unshare = 272
     set_robust_list = 273
     get_robust_list = 274
     sync_file_range = 277
@@ -112,6 +119,7 @@ class NR(IntEnum):
     rt_tgsigqueueinfo = 297
     recvmmsg = 299
     prlimit64 = 302
+    setns = 308
     process_vm_readv = 310
     kcmp = 312
     sched_setattr = 314

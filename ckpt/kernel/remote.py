@@ -25,9 +25,9 @@ from typing import NamedTuple
 from ckpt.errors import CkptError, KernelError
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs, find_gadget, home
 from ckpt.kernel.ffi import check, ffi, lib, syscall
+from ckpt.kernel.nsfs import entered
 from ckpt.kernel.ptrace import SYSCALL_STOP, Tracee
 
-_SHMGET, _SHMCTL = 29, 31
 _IPC_CREAT, _IPC_RMID, _IPC_SET, _SHM_EXEC, _SHM_NORESERVE = 0o1000, 0, 1, 0o100000, 0o10000
 _STUB_ROOM = 1024
 _MUST = 0x40
@@ -51,35 +51,50 @@ class Gadget(NamedTuple):
 class Segment:
     """Executable memory of `size` bytes that a stopped task can attach at address `base`.
 
-    uid and gid are those of a task that is to attach it. With inherited it is attached at base
-    here, so that a child of ours has it there.
+    pid is the task that is to attach it, in whose IPC namespace it is made, uid and gid are its
+    own. With inherited it is attached at base here, so that a child of ours has it there.
     """
 
     def __init__(
-        self, size: int, base: int, *, uid: int = 0, gid: int = 0, inherited: bool = False
+        self,
+        size: int,
+        base: int,
+        *,
+        pid: int = 0,
+        uid: int = 0,
+        gid: int = 0,
+        inherited: bool = False,
     ) -> None:
         size = -(-size // 4096) * 4096
         self.size, self.base = size, base
         self._next = _STUB_ROOM
-        flags = _IPC_CREAT | _SHM_NORESERVE | 0o700
-        self.id = check(syscall(_SHMGET, 0, size, flags), "shmget")
-        try:
-            # Anywhere will do for us, unless a restored task is to inherit it.
-            at = check(syscall(NR.shmat, self.id, base if inherited else 0, _SHM_EXEC), "shmat")
-            self._own(uid, gid)
-        finally:
-            syscall(_SHMCTL, self.id, _IPC_RMID, 0)
-        self._at = at
-        self.memory = memoryview(ffi.buffer(ffi.cast("uint8_t *", at), size)).cast("B")
+        with entered("ipc", pid or os.getpid()):
+            self._make(uid, gid, inherited=inherited)
+        self.memory = memoryview(ffi.buffer(ffi.cast("uint8_t *", self._at), size)).cast("B")
         code = ffi.new("uint8_t const **")
         length = lib.core_stub(code)
         self.memory[:length] = ffi.buffer(code[0], length)
+
+    def _make(self, uid: int, gid: int, *, inherited: bool) -> None:
+        flags = _IPC_CREAT | _SHM_NORESERVE | 0o700
+        self.id = syscall(NR.shmget, 0, self.size, flags)
+        if self.id == -errno.ENOSPC:
+            hint = "raise kernel.shmmni or kernel.shmall in the IPC namespace of the task"
+            raise KernelError(errno.ENOSPC, "shmget", hint=hint)
+        check(self.id, "shmget")
+        try:
+            # Anywhere will do for us, unless a restored task is to inherit it.
+            at = self.base if inherited else 0
+            self._at = check(syscall(NR.shmat, self.id, at, _SHM_EXEC), "shmat")
+            self._own(uid, gid)
+        finally:
+            syscall(NR.shmctl, self.id, _IPC_RMID, 0)
 
     def _own(self, uid: int, gid: int) -> None:
         # struct ipc64_perm of IPC_SET: key, uid, gid, cuid, cgid, mode
         perm = ffi.new("uint32_t[64]", [0, uid, gid, 0, 0, 0o700])
         address = int(ffi.cast("uintptr_t", perm))
-        check(syscall(_SHMCTL, self.id, _IPC_SET, address), "IPC_SET")
+        check(syscall(NR.shmctl, self.id, _IPC_SET, address), "IPC_SET")
 
     def slot(self, room: int) -> "Slot":
         """Set aside the next room bytes for a thread."""

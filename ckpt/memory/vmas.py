@@ -73,7 +73,7 @@ def dump(mapping: SmapsEntry, file_id: FileId) -> pb.vma_entry:
         entry.madv = advice
     if status & Status.SYSVIPC:
         entry.pgoff, entry.shmid = mapping.pgoff, mapping.inode
-        entry.fdflags = 2 if mapping.prot & PROT_WRITE else 0
+        entry.fdflags = 2 if "mw" in mapping.vm_flags else 0  # as attached: SHM_RDONLY or not
     elif status & FILE_BACKED:
         entry.fdflags = 2 if status & Status.FILE_SHARED and "mw" in mapping.vm_flags else 0
         entry.pgoff, entry.shmid = mapping.pgoff, file_id(mapping, entry.fdflags)
@@ -98,6 +98,11 @@ def status_of(mapping: SmapsEntry) -> Status:
         return status | Status.ANON_PRIVATE
     status |= Status.FILE_SHARED if mapping.shared else Status.FILE_PRIVATE
     return status | Status.MEMFD if is_memory_file(mapping) else status
+
+
+def is_sysv(status: int) -> bool:
+    """Say whether a mapping of this status is of a System V segment."""
+    return bool(status & Status.SYSVIPC)
 
 
 def is_memory_file(mapping: SmapsEntry) -> bool:

@@ -5,6 +5,8 @@ An id stands for an object within one image: tasks with equal ids share it. Thos
 namespaces are in the inventory; a task whose namespaces have the same ids has them from us.
 """
 
+from collections.abc import Iterable
+
 from ckpt.image import pb
 from ckpt.image.directory import VERSION
 
@@ -22,9 +24,15 @@ FILES_ID = 2
 """The id of the one descriptor table: fdinfo-2.img."""
 
 
-def task_ids() -> pb.task_kobj_ids_entry:
-    """Return the ids of a task that shares nothing and has our namespaces."""
-    return pb.task_kobj_ids_entry(vm_id=2, files_id=FILES_ID, fs_id=2, sighand_id=2, **_NAMESPACES)
+def namespace(kind: str, *, own: bool) -> int:
+    """Return the id of a namespace ("ipc" ...): the task's own, or ours."""
+    return _NAMESPACES[f"{kind}_ns_id"] + (len(_NAMESPACES) if own else 0)
+
+
+def task_ids(own: Iterable[str] = ()) -> pb.task_kobj_ids_entry:
+    """Return the ids of a task that shares nothing and has our namespaces but for its own kinds."""
+    spaces = _NAMESPACES | {f"{kind}_ns_id": namespace(kind, own=True) for kind in own}
+    return pb.task_kobj_ids_entry(vm_id=2, files_id=FILES_ID, fs_id=2, sighand_id=2, **spaces)
 
 
 def inventory() -> pb.inventory_entry:
