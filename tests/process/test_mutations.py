@@ -69,11 +69,15 @@ def descriptors(place):
 
 @pytest.fixture
 def place():
-    """On tmpfs: ten thousand images are written."""
+    """On tmpfs: ten thousand images are written. A damaged name may lead a socket beside it."""
+    before = set(Path("/dev/shm").iterdir())
     directory = Path(tempfile.mkdtemp(prefix="ckpt-test-", dir="/dev/shm"))
     directory.chmod(0o777)
     yield directory
     shutil.rmtree(directory)
+    for stray in set(Path("/dev/shm").glob("ckpt-*")) - before:
+        if stray.is_socket() and stray.stat().st_uid == _NOBODY:
+            stray.unlink()
 
 
 def dumped(place, passed=()):
