@@ -12,7 +12,7 @@ from ckpt.image import pb, stats
 from ckpt.image.directory import ImageDir
 from ckpt.infect import Questions
 from ckpt.kernel import procfs
-from ckpt.kernel.nsfs import entered
+from ckpt.kernel.nsfs import entered, is_ours
 from ckpt.kernel.pidfd import pidfd_open
 from ckpt.memory import sysv
 from ckpt.namespaces import ipcshm
@@ -118,10 +118,9 @@ def take_files(snapshot: Snapshot) -> None:
 def take_namespaces(snapshot: Snapshot) -> None:
     """Dump what is in its own namespaces; of our IPC namespace, the segments it has attached."""
     pid, image, save = snapshot.pid, snapshot.image, snapshot.files.save_shmem
-    ours, its = procfs.namespaces("self"), procfs.namespaces(pid)
     attached = sysv.links(pid, snapshot.vmas)
     for kind in namespaces.KINDS:
-        if its[kind.name] != ours[kind.name]:
+        if not is_ours(kind.name, pid):
             snapshot.own_namespaces.append(kind.name)
             with entered(kind.name, pid):
                 kind.dump(Dump(image, ids.namespace(kind.name, own=True), save, attached))

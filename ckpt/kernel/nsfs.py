@@ -10,6 +10,21 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import check, syscall
 
 
+def is_ours(kind: str, pid: int) -> bool:
+    """Say whether a task is in the same namespace of a kind as we are."""
+    theirs = _stat(f"/proc/{pid}/ns/{kind}")
+    return os.path.samestat(theirs, _stat(f"/proc/self/ns/{kind}"))
+
+
+def _stat(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        raise NoSuchTask(f"stat {path}: no such task") from None
+    except OSError as error:
+        raise KernelError(error.errno or 0, f"stat {path}") from error
+
+
 @contextmanager
 def entered(kind: str, pid: int) -> Iterator[None]:
     """Be in a task's namespace of a kind ("ipc", ...), this thread only; no-op if it is ours.

@@ -10,7 +10,7 @@ import pytest
 from ckpt.errors import NoSuchTask
 from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import syscall
-from ckpt.kernel.nsfs import entered
+from ckpt.kernel.nsfs import entered, is_ours
 
 CLONE_NEWIPC = 0x0800_0000
 
@@ -43,6 +43,7 @@ def stranger() -> Iterator[int]:
 def test_there_and_back(stranger: int) -> None:
     before, theirs = here(), os.readlink(f"/proc/{stranger}/ns/ipc")
     assert before != theirs
+    assert is_ours("ipc", os.getpid()) and not is_ours("ipc", stranger)
     with entered("ipc", stranger):
         assert here() == theirs
     assert here() == before
