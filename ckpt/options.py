@@ -66,4 +66,5 @@ class RestoreOptions(CommonOptions):
     detached: bool = False
     sibling: bool = False
     pidfile: str | None = None
+    lazy_pages: bool = False
     inherit_fd: Mapping[str, int] = {}

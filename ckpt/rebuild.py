@@ -19,15 +19,16 @@ from ckpt import namespaces
 from ckpt.errors import CkptError, ImageError, KernelError, NotPermitted, OptionsError, PidTaken
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
-from ckpt.image.pages import PageReader, PageRun
+from ckpt.image.pages import PE_LAZY, PageReader, PageRun
 from ckpt.kernel import features, maps, procfs
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
 from ckpt.kernel.ffi import check, ffi, lib
 from ckpt.kernel.nsfs import entered
 from ckpt.kernel.ptrace import WALL, Options, Tracee
 from ckpt.kernel.remote import Batch, Gadget, Remote, Segment, find_syscall, quiet_signal
+from ckpt.lazy import Late, fetch, start_pager
 from ckpt.memory import layout, mm, shmem, sysv, vdso, vmas
-from ckpt.memory.pages import Filler
+from ckpt.memory.pages import Filler, can_be_late
 from ckpt.memory.vmas import KERNELS_OWN, Status
 from ckpt.namespaces import ipcshm
 from ckpt.namespaces.kind import Restore
@@ -46,6 +47,7 @@ class Task:
     def __init__(self, saved: Saved, options: RestoreOptions) -> None:
         self.saved, self.options = saved, options
         self.forking_ns = self.pages = 0
+        self._late: list[Late] = []
         self._tracees: dict[int, Tracee] = {}
         self._remotes: dict[int, Remote] = {}
         self._regs: Regs
@@ -214,18 +216,31 @@ class Task:
 
     def map(self, files: Files, reader: PageReader) -> None:
         """Make all mappings and fill them."""
-        pages = list(self._saved_pages(reader))
+        filled = [(entry, self._eager(entry, runs)) for entry, runs in self._saved_pages(reader)]
         batch = self._batch()
-        for entry, runs in pages:
+        for entry, runs in filled:
             if not entry.status & (KERNELS_OWN | Status.GUARD | Status.SYSVIPC):
                 vmas.map_in(entry, files.mapped(entry), batch, fill=bool(runs))
         self._run(batch)
-        self._fill([run for _, runs in pages for run in runs], reader)
+        self._fill([run for _, runs in filled for run in runs], reader)
         batch = self._batch()
-        for entry, runs in pages:
+        for entry, runs in filled:
             if not entry.status & KERNELS_OWN:
                 vmas.finish(entry, batch, fill=bool(runs))
         self._run(batch)
+        if self._late:
+            # Before anything else: a thread's rseq area, say, is written to once it is known.
+            uffd = fetch(self._leader, self._regs)
+            start_pager(uffd, self._late, self.saved.first_touched(), reader, self.options.log)
+
+    def _eager(self, entry: pb.vma_entry, runs: list[PageRun]) -> list[PageRun]:
+        """Return the runs to be filled in at once; put the others aside for the pager."""
+        if not self.options.lazy_pages or not can_be_late(entry):
+            return runs
+        late = [run for run in runs if run.flags & PE_LAZY]
+        if late:
+            self._late.append((entry, late))
+        return [run for run in runs if not run.flags & PE_LAZY]
 
     def _fill(self, runs: list[PageRun], reader: PageReader) -> None:
         filler = Filler(reader)

@@ -44,6 +44,14 @@ class Saved(NamedTuple):
         core = self.cores[tid]
         return core.tc.blk_sigset if tid == self.pid else core.thread_core.blk_sigset
 
+    def first_touched(self) -> list[int]:
+        """Return the addresses that the threads touch first: where their stacks are, and code."""
+        found = []
+        for core in self.cores.values():
+            general = regs.registers(core)
+            found += [general.sp, general.ip, general.fs_base]
+        return found
+
     def pending(self) -> int:
         """Return the signals that will be pending for the process or a thread, as a mask."""
         queues = [self.leader.tc.signals_s]

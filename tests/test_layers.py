@@ -16,7 +16,7 @@ LAYERS = (
     {"kernel", "image", "pstree", "options"},
     {"task", "memory", "files", "namespaces"},
     {"freeze", "plugin"},
-    {"infect", "refuse", "saved", "snapshot"},
+    {"infect", "lazy", "refuse", "saved", "snapshot"},
     {"live", "rebuild"},
     {"engine"},
     {"dump", "restore", "check"},

@@ -152,6 +152,7 @@ def restore_options(arguments: Arguments, log: LineLog) -> RestoreOptions:
     return RestoreOptions(
         detached=arguments.has("restore-detached") or sibling,
         sibling=sibling,
+        lazy_pages=arguments.has("lazy-pages"),
         pidfile=os.path.join(_work_dir(arguments), pidfile) if pidfile else None,
         inherit_fd=dict(map(_inherited, arguments.values.get("inherit-fd", []))),
         **_common(arguments, log),

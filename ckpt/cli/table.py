@@ -52,6 +52,7 @@ OPTIONS = (
         _DUMP,
     ),
     Option("restore-detached", "d", "", "do not wait for the end of what is restored", _RESTORE),
+    Option("lazy-pages", "", "", "run at once, pages come as they are touched", _RESTORE),
     Option("restore-sibling", "S", "", "make it a child of our parent, not of us", _RESTORE),
     Option("pidfile", "", "FILE", "write the pid of what is restored to FILE", _BOTH),
     Option("shell-job", "j", "", "its session is a shell's, which is not dumped with it", _BOTH),
@@ -93,7 +94,7 @@ LATER_VERBS = frozenset(
 
 LATER = frozenset(
     (
-        *("root", "cpu-cap", "exec-cmd", "freeze-cgroup", "weak-sysctls", "lazy-pages", "stream"),
+        *("root", "cpu-cap", "exec-cmd", "freeze-cgroup", "weak-sysctls", "stream"),
         *("mntns-compat-mode", "network-lock", "unprivileged", "allow-uprobes", "skip-in-flight"),
         *("tcp-close", "ghost-fiemap", "action-script", "libdir", "force-irmap", "config"),
         *("irmap-scan-path", "cgroup-root", "cgroup-props", "cgroup-props-file", "cgroup-yard"),

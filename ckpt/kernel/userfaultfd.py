@@ -20,8 +20,8 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import check, ffi, lib, syscall
 
 UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
+_UFFDIO_WAKE, _UFFDIO_POISON = 0x8010AA02, 0xC020AA08
 _API = 0xAA
-_MODE_WP = 2
 _ROOM = 1024
 API_REQUEST = Struct("<QQQ")  # struct uffdio_api: api, features, ioctls
 
@@ -39,6 +39,8 @@ class Feature(IntFlag):
     WP_ASYNC = 1 << 15
 
 
+FILLING = Feature.EVENT_FORK | Feature.EVENT_REMAP | Feature.EVENT_REMOVE | Feature.EVENT_UNMAP
+"""What a pager asks for: all that happens to memory that it has still to fill."""
 TRACKING = (
     Feature.PAGEFAULT_FLAG_WP
     | Feature.EVENT_REMAP
@@ -46,6 +48,13 @@ TRACKING = (
     | Feature.EVENT_UNMAP
     | Feature.WP_UNPOPULATED
 )
+
+
+class Mode(IntFlag):
+    """UFFDIO_REGISTER_MODE_*: which faults are told."""
+
+    MISSING = 1
+    WP = 2
 
 
 class Kind(IntEnum):
@@ -90,9 +99,9 @@ class Userfaultfd:
             syscall(NR.close, self.fd)
             self.fd = -1
 
-    def register(self, start: int, end: int) -> bool:
-        """Register a whole mapping for write-protection; False if it cannot be (EINVAL, EBUSY)."""
-        arg = ffi.new("uint64_t[4]", [start, end - start, _MODE_WP, 0])
+    def register(self, start: int, end: int, mode: Mode) -> bool:
+        """Register a whole mapping; False if it cannot be (EINVAL, EBUSY)."""
+        arg = ffi.new("uint64_t[4]", [start, end - start, mode, 0])
         ret = syscall(NR.ioctl, self.fd, _UFFDIO_REGISTER, int(ffi.cast("uintptr_t", arg)))
         if ret in (-errno.EINVAL, -errno.EBUSY, -errno.ENOMEM, -errno.EPERM):
             return False
@@ -126,3 +135,34 @@ class Userfaultfd:
             Event(Kind(event.kind), event.start, event.end, event.flags)
             for event in self._events[0:events]
         ]
+
+    def events(self) -> list[Event]:
+        """Read what has happened, and answer nothing; a fork's `to` is the child's descriptor."""
+        got = check(lib.core_uffd_events(self.fd, self._events, _ROOM), "read userfaultfd")
+        return [
+            Event(Kind(event.kind), event.start, event.end, event.flags)
+            for event in self._events[0:got]
+        ]
+
+    def copy(self, start: int, data: memoryview) -> int:
+        """Put pages where none are; returns the bytes done before an event must be read."""
+        done = lib.core_uffd_copy(self.fd, start, ffi.from_buffer(data), len(data))
+        return check(done, "UFFDIO_COPY", addr=start)
+
+    def zero(self, start: int, length: int) -> int:
+        """Put pages of zeros where none are; returns as copy does."""
+        return check(lib.core_uffd_zero(self.fd, start, length), "UFFDIO_ZEROPAGE", addr=start)
+
+    def poison(self, start: int, length: int) -> int:
+        """Have whoever touches these pages get SIGBUS (UFFDIO_POISON, Linux 6.6)."""
+        arg = ffi.new("uint64_t[4]", [start, length, 0, 0])
+        ret = syscall(NR.ioctl, self.fd, _UFFDIO_POISON, int(ffi.cast("uintptr_t", arg)))
+        if ret in (-errno.EEXIST, -errno.ENOENT):
+            return length
+        check(ret, "UFFDIO_POISON", addr=start)
+        return length
+
+    def wake(self, start: int, end: int) -> None:
+        """Wake who waits for a page of a range; they look again, and tell anew."""
+        arg = ffi.new("uint64_t[2]", [start, end - start])
+        syscall(NR.ioctl, self.fd, _UFFDIO_WAKE, int(ffi.cast("uintptr_t", arg)))

@@ -67,10 +67,15 @@ def dumped(
     return [run for run in found if not run.categories & Page.GUARD], guards
 
 
+def can_be_late(entry: pb.vma_entry) -> bool:
+    """Say whether a mapping's pages may come when it runs already: private anonymous ones."""
+    plain = entry.status & Status.ANON_PRIVATE and is_private(entry)
+    return bool(plain) and not entry.flags & (MAP_LOCKED | MAP_HUGETLB)
+
+
 def flags_of(entry: pb.vma_entry) -> int:
-    """Return the pagemap flags for a mapping's pages; what is lazy CRIU too can restore late."""
-    lazy = entry.status & Status.ANON_PRIVATE and not entry.status & Status.VDSO
-    return PE_PRESENT | (PE_LAZY if lazy and not entry.flags & (MAP_LOCKED | MAP_HUGETLB) else 0)
+    """Return the pagemap flags for a mapping's pages."""
+    return PE_PRESENT | (PE_LAZY if can_be_late(entry) else 0)
 
 
 def copy(

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from ckpt.errors import CkptError
-from ckpt.kernel.userfaultfd import Event, Kind, Userfaultfd
+from ckpt.kernel.userfaultfd import Event, Kind, Mode, Userfaultfd
 from ckpt.memory.layout import Range
 
 PAGE = 4096
@@ -100,7 +100,7 @@ class Tracker:
     def arm(self, mapping: Range) -> bool:
         """Register a mapping and protect it; False if the kernel cannot."""
         start, end = mapping
-        if not self._uffd.register(start, end):
+        if not self._uffd.register(start, end, Mode.WP):
             return False
         self.armed.append(mapping)
         self.protect([(at, min(_CHUNK, end - at)) for at in range(start, end, _CHUNK)])

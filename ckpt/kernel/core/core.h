@@ -70,6 +70,17 @@ struct core_event {
 int64_t core_uffd_serve(int32_t fd, uint64_t *faults, struct core_event *events, size_t n,
 			uint64_t counts[2]);
 
+/* Read up to n messages and answer none; 0 if there are none. A fork's flags are a descriptor. */
+int64_t core_uffd_events(int32_t fd, struct core_event *events, size_t n);
+
+/*
+ * Put pages where none are, from src, or of zeros. A page that is there already, or whose mapping
+ * is not, is passed over, and whoever waits for it woken. Returns the bytes done: fewer than len
+ * when an event has to be read first.
+ */
+int64_t core_uffd_copy(int32_t fd, uint64_t start, const void *src, uint64_t len);
+int64_t core_uffd_zero(int32_t fd, uint64_t start, uint64_t len);
+
 /*
  * Write-protect ranges, or take that away; ranges that are not there any more are passed over.
  * Returns how many were done: fewer than n when an event has to be read first.

@@ -50,6 +50,9 @@ static struct core_event decoded(const struct uffd_msg *msg)
 		event.end = event.start + msg->arg.remap.len;
 		event.flags = msg->arg.remap.to;
 		break;
+	case UFFD_EVENT_FORK:
+		event.flags = msg->arg.fork.ufd;
+		break;
 	}
 	return event;
 }
@@ -90,4 +93,58 @@ int64_t core_uffd_serve(int32_t fd, uint64_t *faults, struct core_event *events,
 		serve(fd, msgs, got / sizeof(msgs[0]), faults, events, counts);
 	}
 	return 0;
+}
+
+int64_t core_uffd_events(int32_t fd, struct core_event *events, size_t n)
+{
+	struct uffd_msg msgs[MESSAGES];
+	ssize_t got = read(fd, msgs, (n < MESSAGES ? n : MESSAGES) * sizeof(msgs[0]));
+
+	if (got < 0)
+		return errno == EAGAIN ? 0 : -errno;
+	got /= sizeof(msgs[0]);
+	for (ssize_t i = 0; i < got; i++)
+		events[i] = decoded(&msgs[i]);
+	return got;
+}
+
+static void wake(int32_t fd, uint64_t start)
+{
+	struct uffdio_range range = { start, 4096 };
+
+	ioctl(fd, UFFDIO_WAKE, &range);
+}
+
+/* Fill from src, or with zeros if that is 0; see core.h for both. */
+static int64_t fill(int32_t fd, uint64_t start, uint64_t src, uint64_t len)
+{
+	uint64_t done = 0;
+
+	while (done < len) {
+		struct uffdio_copy copy = { start + done, src + done, len - done, 0, 0 };
+		struct uffdio_zeropage zero = { { start + done, len - done }, 0, 0 };
+		int ret = src ? ioctl(fd, UFFDIO_COPY, &copy) : ioctl(fd, UFFDIO_ZEROPAGE, &zero);
+		int64_t some = src ? copy.copy : zero.zeropage;
+
+		if (ret == 0 || some > 0) {
+			done += some;
+		} else if (errno == EEXIST || errno == ENOENT) {
+			/* It is there already, or its mapping is gone: whoever waits looks again. */
+			wake(fd, start + done);
+			done += 4096;
+		} else {
+			return errno == EAGAIN ? (int64_t)done : -errno;
+		}
+	}
+	return done;
+}
+
+int64_t core_uffd_copy(int32_t fd, uint64_t start, const void *src, uint64_t len)
+{
+	return fill(fd, start, (uintptr_t)src, len);
+}
+
+int64_t core_uffd_zero(int32_t fd, uint64_t start, uint64_t len)
+{
+	return fill(fd, start, 0, len);
 }
