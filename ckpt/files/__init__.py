@@ -11,6 +11,7 @@ from ckpt.files.inetsk import InetSk
 from ckpt.files.kind import FileKind
 from ckpt.files.memfd import Memfd
 from ckpt.files.netlinksk import NetlinkSk
+from ckpt.files.pidfd import PidFd
 from ckpt.files.pipe import Pipe
 from ckpt.files.regfile import RegFile
 from ckpt.files.signalfd import SignalFd
@@ -23,6 +24,7 @@ KINDS: tuple[type[FileKind], ...] = (
     EventPoll,
     SignalFd,
     TimerFd,
+    PidFd,
     Pipe,
     Fifo,
     Memfd,

@@ -23,13 +23,16 @@ from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.image.records import RecordWriter
 from ckpt.kernel.fdinfo import FdInfo
-from ckpt.kernel.remote import Batch
+from ckpt.kernel.remote import Batch, Call
 from ckpt.options import DumpOptions, RestoreOptions
 
 T = TypeVar("T")
 
 F_GETOWN_EX, F_GETOWNER_UIDS = 16, 17
 _OWNER = Struct("<ii")
+
+INSIDE = -1
+"""What `create` returns for a file that only the restored task itself can open."""
 
 
 class OpenFile(NamedTuple):
@@ -239,7 +242,15 @@ class FileKind:
 
     @classmethod
     def create(cls, entry: Any, make: Restore) -> int:
-        """Make the file from its message and return a local descriptor of it."""
+        """Make the file from its message and return a local descriptor of it, or INSIDE."""
+        raise NotImplementedError
+
+    @classmethod
+    def open_inside(cls, entry: Any, make: Restore, batch: Batch) -> Call:
+        """Add the call with which the task opens the file itself, all its threads being there.
+
+        Asked for where `create` has said INSIDE; the table puts the descriptor in its place.
+        """
         raise NotImplementedError
 
     @classmethod

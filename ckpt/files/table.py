@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ckpt.errors import ImageError, KernelError, Unsupported
 from ckpt.files import KINDS
-from ckpt.files.kind import Dump, FileKind, OpenFile, Placed, Restore
+from ckpt.files.kind import INSIDE, Dump, FileKind, OpenFile, Placed, Restore
 from ckpt.files.sockopts import doing
 from ckpt.image import pb
 from ckpt.kernel import procfs
@@ -25,7 +25,7 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.fdinfo import FdInfo, fdinfo
 from ckpt.kernel.kcmp import Kcmp, kcmp
 from ckpt.kernel.pidfd import pidfd_getfd
-from ckpt.kernel.remote import Batch
+from ckpt.kernel.remote import Batch, Call
 from ckpt.options import DumpOptions
 
 FD_CLOEXEC = fcntl.FD_CLOEXEC
@@ -170,7 +170,8 @@ class FileTable:
     def close(self) -> None:
         """Close our copies."""
         for fd in self._local.values():
-            os.close(fd)
+            if fd != INSIDE:
+                os.close(fd)
         self._local.clear()
 
     def create(self) -> None:
@@ -179,13 +180,14 @@ class FileTable:
             self.local(entry.id)
 
     def local(self, file_id: int) -> int:
-        """Return our descriptor for a file id, above every number of the task's own."""
+        """Return our descriptor for a file id, above every number of the task's own, or INSIDE."""
         if file_id not in self._local:
             kind, entry = self._kind(file_id)
             with doing(f"make file {file_id} of the image"):
-                fd = self.raise_fd(kind.create(entry, self.shared))
-            self._local[file_id] = fd
-            _set_status(fd, self._flagged(entry))
+                fd = kind.create(entry, self.shared)
+                self._local[file_id] = fd if fd == INSIDE else self.raise_fd(fd)
+            if fd != INSIDE:
+                _set_status(self._local[file_id], self._flagged(entry))
         return self._local[file_id]
 
     def raise_fd(self, fd: int) -> int:
@@ -210,9 +212,23 @@ class FileTable:
 
     def place(self, batch: Batch) -> None:
         """Put every descriptor in its place. Runs in the task, one call each."""
+        inside = {
+            file_id: self._open_inside(file_id, batch)
+            for file_id, fd in self._local.items()
+            if fd == INSIDE
+        }
         for entry in self.fdinfo:
             cloexec = os.O_CLOEXEC if entry.flags & FD_CLOEXEC else 0
-            batch.call(NR.dup3, self._local[entry.id], entry.fd, cloexec, must=True)
+            source = inside.get(entry.id, self._local[entry.id])
+            batch.call(NR.dup3, source, entry.fd, cloexec, must=True)
+
+    def _open_inside(self, file_id: int, batch: Batch) -> Call:
+        """Have the task open a file, above every number that it is to have."""
+        kind, entry = self._kind(file_id)
+        low = kind.open_inside(entry, self.shared, batch)
+        high = batch.call(NR.fcntl, low, fcntl.F_DUPFD_CLOEXEC, self.floor, must=True)
+        batch.call(NR.close, low)
+        return high
 
     def connect(self, batch: Batch) -> None:
         """Have the kinds say what takes final numbers."""
