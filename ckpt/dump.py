@@ -65,7 +65,6 @@ def _freeze(snapshot: Snapshot, options: DumpOptions, memory: Engine, questions:
     with Frozen(snapshot.pid, snapshot.waits) as frozen:
         snapshot.freeze()
         log.stage("tasks")
-        questions.ask(frozen)
         take_core(snapshot, questions, frozen)
         log.stage("files")
         take_files(snapshot)
@@ -76,6 +75,7 @@ def _freeze(snapshot: Snapshot, options: DumpOptions, memory: Engine, questions:
         log.stage("write")
         if options.leave_running:
             frozen.release()
+        put_core(snapshot, questions)
         memory.finish()
         write(snapshot)
         log.stage("seal")
@@ -90,20 +90,29 @@ def _freeze(snapshot: Snapshot, options: DumpOptions, memory: Engine, questions:
 
 
 def take_core(snapshot: Snapshot, questions: Questions, frozen: Frozen) -> None:
-    """Take what a task is but for files and memory; the leader's record comes first."""
-    pid = snapshot.pid
-    snapshot.stat, snapshot.status = procfs.stat(pid), questions.status[pid]
-    snapshot.mm = questions.mm(snapshot.stat, procfs.auxv(pid))
+    """Take what a task is but for files and memory, as the kernel gives it."""
+    questions.ask(frozen)
+    questions.take(frozen)
     for one in frozen.threads:
-        record, clear_tid = questions.thread(one.tracee)
+        snapshot.registers[one.tid] = regs.take(one.tracee, one.resumption.image), one.sigmask
+
+
+def put_core(snapshot: Snapshot, questions: Questions) -> None:
+    """Put together what was taken: the records of all threads, the leader's first."""
+    pid = snapshot.pid
+    snapshot.stat = procfs.parse_stat(questions.stat)
+    snapshot.status = procfs.parse_status(questions.status[pid])
+    snapshot.mm = questions.of_mm()
+    for tid, (raw, sigmask) in snapshot.registers.items():
+        record, clear_tid = questions.of_thread(tid)
         core = pb.core_entry(mtype=regs.MACHINE, thread_core=record)
-        snapshot.registers[one.tid] = regs.take(one.tracee, one.resumption.image), clear_tid
-        if one is frozen.leader:
-            core.tc.CopyFrom(questions.process(one.tracee))
-            core.tc.blk_sigset = one.sigmask
+        regs.dump(raw, clear_tid, core)
+        if tid == pid:
+            core.tc.CopyFrom(questions.of_process())
+            core.tc.blk_sigset = sigmask
         else:
-            core.thread_core.blk_sigset = one.sigmask
-        snapshot.cores[one.tid] = core
+            core.thread_core.blk_sigset = sigmask
+        snapshot.cores[tid] = core
 
 
 def take_files(snapshot: Snapshot) -> None:
@@ -135,7 +144,6 @@ def write(snapshot: Snapshot) -> None:
     snapshot.mm.vmas.extend(snapshot.vmas)
     image.write("mm", snapshot.mm, id=pid)
     for tid, core in snapshot.cores.items():
-        regs.dump(*snapshot.registers[tid], core)
         image.write("core", core, id=tid)
     fs = pb.fs_entry(cwd_id=snapshot.cwd_id, root_id=snapshot.root_id, umask=snapshot.status.umask)
     image.write("fs", fs, id=pid)

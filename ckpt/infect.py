@@ -6,7 +6,6 @@ the process runs again. Every thread answers at the same time as the others.
 """
 
 import os
-from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -16,8 +15,7 @@ from ckpt.image import pb
 from ckpt.kernel import maps, procfs
 from ckpt.kernel.arch import NR
 from ckpt.kernel.pidfd import pidfd_getfd
-from ckpt.kernel.procfs import PosixTimer, Stat
-from ckpt.kernel.ptrace import Tracee
+from ckpt.kernel.procfs import PosixTimer
 from ckpt.kernel.remote import Batch, Gadget, Remote, Segment, Slot, find_syscall, quiet_signal
 from ckpt.kernel.userfaultfd import UFFDIO_API, Feature, Userfaultfd, api_request
 from ckpt.memory import mm
@@ -54,7 +52,10 @@ class Questions:
         self._base = hole(size, busy)
         self._segment = Segment(size, self._base, pid=pid, uid=status.uids[1], gid=status.gids[1])
         self._threads: dict[int, _ThreadQuestions] = {}
-        self.status: dict[int, procfs.Status] = {}
+        self._taken: dict[int, thread.Raw] = {}
+        self._process: process.Raw
+        self._auxv = b""
+        self.status: dict[int, bytes] = {}
         """What status said of each thread in the freeze; parsing it twice costs the target more."""
         self._build_leader(self._timers)
         for tid in tids:
@@ -74,8 +75,8 @@ class Questions:
     def _build_leader(self, timers: list[PosixTimer]) -> None:
         slot = self._segment.slot(_LEADER_ROOM + _TIMER_ROOM * len(timers))
         batch = Batch(slot)
-        self.process = process.ask(timers, batch)
-        self.mm: Callable[[Stat, list[int]], pb.mm_entry] = mm.ask(batch)
+        self._ask_process = process.ask(timers, batch)
+        self._ask_mm = mm.ask(batch)
         self._threads[self.pid] = _ThreadQuestions(slot, batch, thread.ask(batch))
 
     def _of_thread(self, tid: int) -> _ThreadQuestions:
@@ -84,10 +85,6 @@ class Questions:
             batch = Batch(slot)
             self._threads[tid] = _ThreadQuestions(slot, batch, thread.ask(batch))
         return self._threads[tid]
-
-    def thread(self, tracee: Tracee) -> tuple[pb.thread_core_entry, int]:
-        """Return the record of a thread, and its clear_tid address; it need not be stopped."""
-        return self._threads[tracee.tid].thread(tracee, self.status[tracee.tid])
 
     def ask(self, frozen: Frozen) -> None:
         """Have all threads of the frozen process answer; they are as they were when it returns."""
@@ -114,9 +111,34 @@ class Questions:
         if failed:
             raise failed[0]
 
+    def take(self, frozen: Frozen) -> None:
+        """Take what the answers are to be put together with, while the process is stopped."""
+        self._process = process.take(frozen.leader.tracee)
+        self._auxv = procfs.read(self.pid, "auxv")
+        for one in frozen.threads:
+            self._taken[one.tid] = thread.take(one.tracee, self.status[one.tid])
+
+    @property
+    def stat(self) -> bytes:
+        """The process's /proc/PID/stat."""
+        return self._process.stat
+
+    def of_process(self) -> pb.task_core_entry:
+        """Return the record of what all threads share; the process may run again."""
+        return self._ask_process(self._process)
+
+    def of_mm(self) -> pb.mm_entry:
+        """Return the record of the address space, without its mappings."""
+        stat = procfs.parse_stat(self._process.stat)
+        return self._ask_mm(stat, procfs.parse_auxv(self._auxv))
+
+    def of_thread(self, tid: int) -> tuple[pb.thread_core_entry, int]:
+        """Return the record of a thread, and its clear_tid address."""
+        return self._threads[tid].thread(self._taken[tid])
+
     def _remote(self, one: FrozenThread) -> Remote:
-        status = self.status[one.tid] = procfs.status(one.tid)
-        signo = quiet_signal(status.sig_cgt, status.sig_pnd | status.shd_pnd)
+        status = self.status[one.tid] = procfs.read(one.tid, "status")
+        signo = quiet_signal(*procfs.signal_sets(status))
         return Remote(one.tracee, self.pid, self._of_thread(one.tid).slot, signo=signo)
 
 

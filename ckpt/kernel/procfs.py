@@ -291,6 +291,21 @@ def status(pid: Pid, tid: int | None = None) -> Status:
     return parse_status(read(pid, _of(tid, "status")))
 
 
+_SIGNAL_SETS = re.compile(
+    rb"^SigPnd:\t(\w+)\nShdPnd:\t(\w+)\nSigBlk:\t\w+\nSigIgn:\t\w+\nSigCgt:\t(\w+)$",
+    re.MULTILINE,
+)
+
+
+def signal_sets(status: bytes) -> tuple[int, int]:
+    """The signals that are caught, and those that are pending, of a raw `status`: in no time."""
+    match = _SIGNAL_SETS.search(status)
+    if match is None:
+        raise KernelError(errno.EPROTO, "reading the signals of /proc/PID/status")
+    thread, process, caught = (int(mask, 16) for mask in match.groups())
+    return caught, thread | process
+
+
 def parse_status(text: bytes) -> Status:
     """Parse /proc/PID/status."""
     raw = dict(_STATUS_LINE.findall(text))
@@ -344,7 +359,12 @@ def _four(value: bytes) -> tuple[int, int, int, int]:
 
 def auxv(pid: Pid) -> list[int]:
     """The auxiliary vector of the last execve: all its 64-bit words, type and value in turn."""
-    return memoryview(read(pid, "auxv")).cast("Q").tolist()
+    return parse_auxv(read(pid, "auxv"))
+
+
+def parse_auxv(data: bytes) -> list[int]:
+    """Parse /proc/PID/auxv."""
+    return memoryview(data).cast("Q").tolist()
 
 
 def limits(pid: Pid) -> list[tuple[int, int]]:

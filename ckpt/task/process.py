@@ -2,6 +2,7 @@
 """What all threads of a process share: the task_core of core-PID.img, and back."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ckpt.errors import KernelError
 from ckpt.image import pb
@@ -18,7 +19,34 @@ _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _MEMBARRIER_GET_REGISTRATIONS = 1 << 9
 
 
-def ask(posix_timers: list[PosixTimer], batch: Batch) -> Callable[[Tracee], pb.task_core_entry]:
+class Raw(NamedTuple):
+    """What is taken of a stopped process without its help, as the kernel gives it."""
+
+    stat: bytes
+    limits: bytes
+    personality: int
+    loginuid: int
+    oom_score_adj: int
+    pending: list[bytes]
+
+
+def take(leader: Tracee) -> Raw:
+    """Take it, in the freeze: what it means can be said later."""
+    pid = leader.tid
+    return Raw(
+        procfs.read(pid, "stat"),
+        procfs.read(pid, "limits"),
+        procfs.personality(pid),
+        procfs.loginuid(pid),
+        procfs.oom_score_adj(pid),
+        leader.pending(shared=True),
+    )
+
+
+Answer = Callable[[Raw], pb.task_core_entry]
+
+
+def ask(posix_timers: list[PosixTimer], batch: Batch) -> Answer:
     """Add the calls that only the process can make; return what makes the record after them."""
     actions = sigacts.ask(batch)
     times = timers.ask(posix_timers, batch)
@@ -26,24 +54,23 @@ def ask(posix_timers: list[PosixTimer], batch: Batch) -> Callable[[Tracee], pb.t
     batch.call(NR.prctl, _PR_GET_CHILD_SUBREAPER, subreaper)
     membarrier = batch.call(NR.membarrier, _MEMBARRIER_GET_REGISTRATIONS, 0, 0)
 
-    def answer(leader: Tracee) -> pb.task_core_entry:
-        pid = leader.tid
-        stat = procfs.stat(pid)
+    def answer(raw: Raw) -> pb.task_core_entry:
+        stat = procfs.parse_stat(raw.stat)
         entry = pb.task_core_entry(
             task_state=TASK_ALIVE,
             exit_code=0,
-            personality=procfs.personality(pid),
+            personality=raw.personality,
             flags=stat.flags,
             blk_sigset=0,
             timers=times(),
-            loginuid=procfs.loginuid(pid),
-            oom_score_adj=procfs.oom_score_adj(pid),
+            loginuid=raw.loginuid,
+            oom_score_adj=raw.oom_score_adj,
             child_subreaper=bool(subreaper.bytes[0]),
         )
         set_text(entry, "comm", stat.comm)
         entry.sigactions.extend(actions())
-        entry.signals_s.CopyFrom(signals.dump(leader, shared=True))
-        for soft, hard in procfs.limits(pid):
+        entry.signals_s.CopyFrom(signals.queue(raw.pending))
+        for soft, hard in procfs.parse_limits(raw.limits):
             entry.rlimits.rlimits.add(cur=soft, max=hard)
         if membarrier.ret > 0:
             entry.membarrier_registration_mask = membarrier.ret

@@ -8,6 +8,7 @@ field in CRIU's records; they go into fields of ours that other readers pass ove
 import os
 from contextlib import suppress
 from struct import Struct
+from typing import NamedTuple
 
 from ckpt.image import pb
 from ckpt.kernel.arch import NR
@@ -24,24 +25,36 @@ def ask(batch: Batch) -> Call:
     return batch.call(NR.prctl, PR_GET_TIMERSLACK)
 
 
-def dump(tid: int, slack: int, entry: pb.thread_core_entry) -> None:
-    """Fill in the scheduling fields of a thread's record."""
+class Raw(NamedTuple):
+    """What is read of a thread: its struct sched_attr, its CPUs, its I/O priority."""
+
+    attr: bytes
+    cpus: set[int]
+    ioprio: int
+
+
+def take(tid: int) -> Raw:
+    """Read how a thread is scheduled."""
     buffer = ffi.new("uint8_t[]", _ATTR.size)
     address = int(ffi.cast("uintptr_t", buffer))
     check(syscall(NR.sched_getattr, tid, address, _ATTR.size, 0), "sched_getattr", pid=tid)
-    attr = bytes(ffi.buffer(buffer))
-    _, policy, flags, nice, priority, *_ = _ATTR.unpack(attr)
+    ioprio = syscall(NR.ioprio_get, _WHO_PROCESS, tid)
+    return Raw(bytes(ffi.buffer(buffer)), os.sched_getaffinity(tid), ioprio)
+
+
+def dump(raw: Raw, slack: int, entry: pb.thread_core_entry) -> None:
+    """Fill in the scheduling fields of a thread's record."""
+    _, policy, flags, nice, priority, *_ = _ATTR.unpack(raw.attr)
     entry.sched_policy = policy
     entry.sched_nice = nice
     if priority:
         entry.sched_prio = priority
     if flags or policy == _SCHED_DEADLINE:
-        entry.sched_attr = attr
+        entry.sched_attr = raw.attr
     entry.timer_slack = slack
-    entry.affinity = _mask(os.sched_getaffinity(tid))
-    ioprio = syscall(NR.ioprio_get, _WHO_PROCESS, tid)
-    if ioprio > 0:
-        entry.ioprio = ioprio
+    entry.affinity = _mask(raw.cpus)
+    if raw.ioprio > 0:
+        entry.ioprio = raw.ioprio
 
 
 def _mask(cpus: set[int]) -> bytes:

@@ -7,7 +7,6 @@ from struct import Struct
 from ckpt.errors import ImageError
 from ckpt.image import pb
 from ckpt.kernel.arch import NR
-from ckpt.kernel.ptrace import Tracee
 from ckpt.kernel.remote import Batch, Buffer
 
 _SIGINFO = 128
@@ -15,21 +14,18 @@ _STACK = Struct("<QIxxxxQ")  # stack_t: sp, flags, size
 _SS_DISABLE = 2
 
 
-def dump(tracee: Tracee, *, shared: bool) -> pb.signal_queue_entry:
-    """Return the pending signals of a thread, or of its process if shared, in their order."""
-    queue = pb.signal_queue_entry()
-    for siginfo in tracee.pending(shared=shared):
-        queue.signals.add(siginfo=siginfo)
-    return queue
+def queue(pending: list[bytes]) -> pb.signal_queue_entry:
+    """Return the record of pending signals, given their siginfos in their order."""
+    return pb.signal_queue_entry(signals=[pb.siginfo_entry(siginfo=info) for info in pending])
 
 
-def restore(queue: pb.signal_queue_entry, tgid: int, tid: int | None, batch: Batch) -> None:
+def restore(record: pb.signal_queue_entry, tgid: int, tid: int | None, batch: Batch) -> None:
     """Add the calls that make signals pending: for thread tid, or for the process if None.
 
     The task queues them itself, as only itself may say that the kernel sent them; they are all
     blocked while it runs a batch.
     """
-    for item in queue.signals:
+    for item in record.signals:
         if len(item.siginfo) != _SIGINFO:
             raise ImageError(f"core: a siginfo of {len(item.siginfo)} bytes")
         signo = int.from_bytes(item.siginfo[:4], "little")

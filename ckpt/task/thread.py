@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ckpt.image import pb
 from ckpt.image.text import get_text, set_text
@@ -17,7 +18,31 @@ _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_NAME, _PR_GET_TID_ADDRESS = 1, 2, 
 _RSEQ_UNREGISTER = 1
 
 
-Answer = Callable[[Tracee, procfs.Status], tuple[pb.thread_core_entry, int]]
+class Raw(NamedTuple):
+    """What is taken of a stopped thread without its help, as the kernel gives it."""
+
+    status: bytes
+    stat: bytes
+    robust_list: tuple[int, int]
+    pending: list[bytes]
+    rseq: Rseq | None
+    sched: sched.Raw
+
+
+def take(tracee: Tracee, status: bytes) -> Raw:
+    """Take it, in the freeze: what it means can be said later. status is /proc/TID/status."""
+    tid = tracee.tid
+    return Raw(
+        status,
+        procfs.read(tid, "stat"),
+        _robust_list(tid),
+        tracee.pending(shared=False),
+        tracee.rseq(),
+        sched.take(tid),
+    )
+
+
+Answer = Callable[[Raw], tuple[pb.thread_core_entry, int]]
 
 
 def ask(batch: Batch) -> Answer:
@@ -31,29 +56,31 @@ def ask(batch: Batch) -> Answer:
     batch.call(NR.prctl, _PR_GET_PDEATHSIG, pdeath)
     securebits, slack = creds.ask(batch), sched.ask(batch)
 
-    def answer(tracee: Tracee, status: procfs.Status) -> tuple[pb.thread_core_entry, int]:
-        entry = _outside(tracee)
+    def answer(raw: Raw) -> tuple[pb.thread_core_entry, int]:
+        entry = _outside(raw)
         entry.sas.CopyFrom(signals.altstack(stack))
         entry.pdeath_sig = int.from_bytes(pdeath.bytes, "little")
         if not entry.pdeath_sig:
             entry.ClearField("pdeath_sig")
+        status = procfs.parse_status(raw.status)
         entry.creds.CopyFrom(creds.dump(status, securebits.ret))
-        sched.dump(tracee.tid, slack.ret, entry)
+        sched.dump(raw.sched, slack.ret, entry)
         return entry, int.from_bytes(clear_tid.bytes, "little")
 
     return answer
 
 
-def _outside(tracee: Tracee) -> pb.thread_core_entry:
-    """Return what can be read of a stopped thread without its help."""
-    head, length = _robust_list(tracee.tid)
+def _outside(raw: Raw) -> pb.thread_core_entry:
+    head, length = raw.robust_list
     entry = pb.thread_core_entry(futex_rla=head, futex_rla_len=length, cg_set=1)
-    set_text(entry, "comm", procfs.stat(tracee.tid).comm)
-    entry.signals_p.CopyFrom(signals.dump(tracee, shared=False))
-    if rseq := tracee.rseq():
+    set_text(entry, "comm", procfs.parse_stat(raw.stat).comm)
+    entry.signals_p.CopyFrom(signals.queue(raw.pending))
+    if raw.rseq:
         entry.rseq_entry.CopyFrom(
             pb.rseq_entry(
-                rseq_abi_pointer=rseq.pointer, rseq_abi_size=rseq.size, signature=rseq.signature
+                rseq_abi_pointer=raw.rseq.pointer,
+                rseq_abi_size=raw.rseq.size,
+                signature=raw.rseq.signature,
             )
         )
     return entry
