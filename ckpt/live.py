@@ -86,6 +86,8 @@ class Live:
         pages.copy(self.pid, self._mem, runs, self._writer, log, running=True)
         self._note(self._spool.size // PAGE, since)
         self._converge()
+        # The freeze only sees whether mappings are the same: what madvise(2) says is taken now.
+        self._known = self._look_again()
 
     def _look(self) -> list[Range]:
         """Take down the mappings, protect what can be, and return where its pages are.
@@ -174,7 +176,7 @@ class Live:
             self.copied_frozen += size // PAGE
 
     def _look_again(self) -> dict[MapsEntry, pb.vma_entry]:
-        """Take down the mappings anew: some have come, gone or changed since the first look."""
+        """Take down the mappings anew: some may have come, gone or changed."""
         file_id = partial(mapped_file, self.snapshot)
         return {_plain(mapping): vmas.dump(mapping, file_id) for mapping in smaps(self.pid)}
 
