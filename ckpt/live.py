@@ -88,6 +88,7 @@ class Live:
         self._converge()
         # The freeze only sees whether mappings are the same: what madvise(2) says is taken now.
         self._known = self._look_again()
+        self._converge()
 
     def _look(self) -> list[Range]:
         """Take down the mappings, protect what can be, and return where its pages are.
@@ -116,6 +117,7 @@ class Live:
         before = 0
         while True:
             log, lost = self._tracker.take()
+            log, self._pending = [*self._pending, *log], []
             self._lost += lost
             stuck = before and len(log) > before // 2 and len(self.passes) > 4
             if len(log) <= _ENOUGH or stuck or len(self.passes) >= _PASSES:
