@@ -53,6 +53,7 @@ class Live:
         self._known: dict[MapsEntry, pb.vma_entry] = {}
         self._lost: list[Range] = []
         self._pending: list[int] = []
+        self._ever: set[int] = set()
         self._frozen_copy: list[tuple[list[tuple[int, int]], bytearray]] = []
         self._blind: list[Range] = []
         self._there: list[Range] = []
@@ -117,6 +118,7 @@ class Live:
         before = 0
         while True:
             log, lost = self._tracker.take()
+            self._ever.update(log)
             log, self._pending = [*self._pending, *log], []
             self._lost += lost
             stuck = before and len(log) > before // 2 and len(self.passes) > 4
@@ -124,7 +126,7 @@ class Live:
                 self._pending = log
                 return
             since, before = time.monotonic_ns(), len(log)
-            dirty = runs_of(log)
+            dirty = runs_of(set(log))
             self._tracker.protect(dirty)
             self._copy(dirty, running=True)
             self._note(len(log), since)
@@ -159,7 +161,11 @@ class Live:
             known = self._look_again()
         snapshot.vmas = [known[mapping] for mapping in now]
         seen = subtract(union(self._tracker.armed), self._lost + lost)
-        dirty = runs_of([*self._pending, *log])
+        pages_now = {*self._pending, *log}
+        if any(entry.reg.flags & os.O_DIRECT for entry in snapshot.entries):
+            # Direct I/O writes to a page long after the fault that told of it.
+            pages_now |= self._ever
+        dirty = runs_of(pages_now)
         wanted = intersect([(start, start + length) for start, length in dirty], seen)
         wanted = intersect(wanted, [(entry.start, entry.end) for entry in snapshot.vmas])
         guards = [guard for guard in self._guards if intersect([(guard.start, guard.end)], seen)]
