@@ -54,11 +54,12 @@ def scan(
     apart. Raises KernelError, ENOTTY where the kernel has no PAGEMAP_SCAN.
     """
     regions = ffi.new("struct core_region[]", _ROOM)
-    walked = ffi.new("uint64_t *", start)
-    while walked[0] < end:
-        at = walked[0]
+    walked = ffi.new("uint64_t *")
+    while start < end:
         got = lib.core_pagemap_scan(
-            pagemap, at, end, 0, none_of, any_of, none_of, tell or any_of, regions, _ROOM, walked
+            pagemap, start, end, 0, none_of, any_of, none_of, tell or any_of, regions, _ROOM, walked
         )
-        for region in regions[0 : check(got, "PAGEMAP_SCAN", addr=at)]:
+        for region in regions[0 : check(got, "PAGEMAP_SCAN", addr=start)]:
             yield Region(region.start, region.end, Page(region.categories))
+        # Not from walk_end: more than 512 regions, and it is where the kernel paused between them.
+        start = regions[_ROOM - 1].end if got == _ROOM else end
