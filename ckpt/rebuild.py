@@ -215,7 +215,7 @@ class Task:
             make.close(ok=ok)
 
     def map(self, files: Files, reader: PageReader) -> None:
-        """Make all mappings and fill them."""
+        """Make all mappings and fill them; what may come late is left to a pager."""
         filled = [(entry, self._eager(entry, runs)) for entry, runs in self._saved_pages(reader)]
         batch = self._batch()
         for entry, runs in filled:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The story of a restore: read, make the files, make a stopped task what it was, let go."""
+"""The story of a restore: read, make the files, make a stopped task what it was, let it go."""
 
 import time
 from contextlib import ExitStack

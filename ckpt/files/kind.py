@@ -4,12 +4,13 @@
 A kind works on *local* descriptors. At dump `pidfd_getfd` has given us a copy of the target's
 descriptor: the same open file, so what is asked of the copy is asked of the target's file. At
 restore a kind makes the file here; the restored task inherits the descriptor and moves it to its
-number. So a kind is ordinary Python that needs neither root nor a target to be tested. What can
-only be said with the final numbers, inside the restored task (an epoll set keeps the number a
-file had when it was added), is said in `connect`.
+number. So a kind is ordinary Python that needs neither root nor a target to be tested. What only
+the restored task can open, it opens itself (`open_inside`: a pidfd of its own); what can only be
+said with the final numbers (an epoll set keeps the number a file had when it was added) is said
+in `connect`.
 
 To add a kind: `protos/x.proto`, `ckpt/files/x.py`, `tests/programs/x.c`, and a line in
-`ckpt.files.KINDS`.
+`ckpt.files.KINDS`; docs/writing-a-kind.md walks through it.
 """
 
 import fcntl

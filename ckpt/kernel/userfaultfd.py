@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""userfaultfd(2), its write-protect side: a descriptor of the mm that opened it.
+"""userfaultfd(2): write-protect and missing faults of the address space that opened it.
 
 Facts that bite:
 - It belongs to the address space of the task that opened it, so the task opens it (a stub's
   call), we take a copy by pidfd_getfd, and the task closes its own. When the last copy is closed,
-  by our death too, the kernel takes all protection away and wakes who waits.
-- While an event other than a fault is unread, every ioctl says EAGAIN, and whoever caused the
-  event waits until it is read.
+  by our death too, the kernel takes all protection away and wakes who waits; a missing page is
+  then one of zeros.
+- While an event other than a fault is unread, ioctls that change pages say EAGAIN, and whoever
+  caused the event waits until it is read.
 - With WP_UNPOPULATED a page that is not there is protected as well: its first write faults. But
   what is discarded (REMOVE, UNMAP) comes back unprotected, so those ranges have to be known.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Free places in address spaces."""
+"""Ranges of addresses: what they have in common, what lies between, where there is room."""
 
 from collections.abc import Iterable
 

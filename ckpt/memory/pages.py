@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages of private memory: out of a stopped task into pages-N.img, and back in at once.
+"""Pages of private memory: out of a task into pages-N.img, and back in before it runs.
 
 Out by process_vm_readv, many runs at a time, through small buffers that stay in the CPU's cache.
 Back in by preadv, made by the task itself: one copy, from the page cache to its place.
@@ -90,8 +90,8 @@ def copy(
 ) -> None:
     """Write the pages of all runs to the file, from its begin; mem is the open /proc/PID/mem.
 
-    In a process that is running pages may go away; they are written as zeros then. With
-    write_back the disk begins at once: the file is safe sooner, but the copy takes longer.
+    In a process that is running pages may go away; they are written as zeros then, and who asked
+    has to know that they are gone. With write_back the disk begins at once: the file is safe sooner, but the copy takes longer.
     Two threads where it is worth one: a file takes one write at a time, and the other reads. Not
     beside a process that is running: it needs the CPU more.
     """
@@ -220,7 +220,7 @@ def _filled(runs: Iterable[Region]) -> Iterator[_Piece]:
 class Filler:
     """Reads pages of an image into a task's mappings, by the task's own preadv.
 
-    fds maps a descriptor of ours to the number it has in the task.
+    The task, a fork of ours, has the pages files under the numbers that they have here.
     """
 
     def __init__(self, reader: PageReader) -> None:
