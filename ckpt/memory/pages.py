@@ -91,9 +91,9 @@ def copy(
     """Write the pages of all runs to the file, from its begin; mem is the open /proc/PID/mem.
 
     In a process that is running pages may go away; they are written as zeros then, and who asked
-    has to know that they are gone. With write_back the disk begins at once: the file is safe sooner, but the copy takes longer.
-    Two threads where it is worth one: a file takes one write at a time, and the other reads. Not
-    beside a process that is running: it needs the CPU more.
+    has to know that they are gone. With write_back the disk begins at once: the file is safe
+    sooner, but the copy takes longer. Two threads where it is worth one: a file takes one write
+    at a time, and the other reads. Not beside a process that is running: it needs the CPU more.
     """
     job = _Copy(pid, mem, runs, writer, log, running=running, write_back=write_back)
     if running or sum(run.end - run.start for run in runs) < _WORTH_A_THREAD:
