@@ -15,9 +15,9 @@
 #include <pthread.h>
 
 #define MS 1000000LL
-#define LEAD (400 * MS)
-#define SLACK (300 * MS)
-#define TIMEOUT (1800 * MS)
+#define LEAD (700 * MS)
+#define SLACK (600 * MS)
+#define TIMEOUT (2200 * MS)
 
 /* What the kernel does of itself with a call of that kind that is interrupted without a handler. */
 enum interrupted {

@@ -92,7 +92,6 @@ WRONG = [
     ("dump -t 1 -vfoo", "unknown option -f", ""),
     ("dump -t 1 --verbosity=x", "--verbosity: 'x' is not a number", ""),
     ("dump -t 1 --shell-job=yes", "--shell-job takes no value", ""),
-    ("dump -t 1 --lazy-pages", "--lazy-pages: not supported yet", ""),
     ("dump -t 1 -r /", "--root: not supported yet", ""),
     ("dump -t 1 --manage-cgroups", "--manage-cgroups: not supported yet", "ignore"),
     ("dump -t 1 --manage-cgroups=full", "--manage-cgroups=full: not supported yet", "ignore"),
