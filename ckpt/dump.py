@@ -69,7 +69,7 @@ def _freeze(snapshot: Snapshot, options: DumpOptions, memory: Engine, questions:
         log.stage("files")
         take_files(snapshot)
         log.stage("memory")
-        memory.freeze()
+        memory.freeze(frozen)
         log.stage("namespaces")
         take_namespaces(snapshot)
         log.stage("write")

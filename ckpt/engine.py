@@ -7,6 +7,7 @@ from functools import partial
 from typing import Protocol, Self
 
 from ckpt.errors import KernelError
+from ckpt.freeze import Frozen
 from ckpt.image import pb
 from ckpt.image.pages import PAGE, PageWriter
 from ckpt.kernel.maps import smaps
@@ -28,7 +29,7 @@ class Engine(Protocol):
     def prepare(self) -> None:
         """Do what can be done while the process runs."""
 
-    def freeze(self) -> None:
+    def freeze(self, frozen: Frozen) -> None:
         """Take the rest; the process is stopped, and this is the instant of the image."""
 
     def finish(self) -> None:
@@ -50,7 +51,7 @@ class Stop:
     def prepare(self) -> None:
         """Nothing: what is copied now may be old in the freeze."""
 
-    def freeze(self) -> None:
+    def freeze(self, frozen: Frozen) -> None:
         """Copy all private pages; shared objects are saved as their mappings come up."""
         take_memory(self.snapshot)
 
@@ -92,9 +93,14 @@ def take_memory(snapshot: Snapshot) -> None:
 
 
 def engine(snapshot: Snapshot, name: str, log: Log) -> Engine:
-    """Return the engine of that name: `stop`, `live`, or `auto`, which is live if that can be."""
-    if name == "stop":
+    """Return the engine of that name: `stop`, `live`, `fork`, or `auto`: live if that can be."""
+    # A process that is not to run on gains nothing by a copy of it that it would have to wait for.
+    if name == "stop" or (name == "fork" and not snapshot.files.options.leave_running):
         return Stop(snapshot)
+    if name == "fork":
+        from ckpt.fork import Fork
+
+        return Fork(snapshot)
     from ckpt.live import Live
 
     try:

@@ -6,6 +6,8 @@ the process runs again. Every thread answers at the same time as the others.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -153,41 +155,60 @@ def _gadget(pid: int, mappings: list[maps.MapsEntry]) -> Gadget:
         os.close(mem)
 
 
+class Errand:
+    """Calls that the first thread of a process makes for us, while all threads are stopped.
+
+    Then none of them forks or executes with the segment in place. A context manager; made while
+    the process runs. The rest of the segment, beyond `slot`, is the caller's.
+    """
+
+    def __init__(self, pid: int, room: int = 0) -> None:
+        self.pid = pid
+        mappings = maps.maps(pid)
+        self.gadget = _gadget(pid, mappings)
+        status = procfs.status(pid)
+        size = 4096 + _LEADER_ROOM + room
+        base = hole(size, [(entry.start, entry.end) for entry in mappings])
+        self.segment = Segment(size, base, pid=pid, uid=status.uids[1], gid=status.gids[1])
+        self.slot = self.segment.slot(_LEADER_ROOM)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.segment.close()
+
+    @contextmanager
+    def lent(self, frozen: Frozen) -> Iterator[Remote]:
+        """Lend the thread, to be infected; when the block ends it is as it was."""
+        one, status = frozen.leader, procfs.read(self.pid, "status")
+        signo = quiet_signal(*procfs.signal_sets(status))
+        remote = Remote(one.tracee, self.pid, self.slot, signo=signo)
+        try:
+            yield remote
+        finally:
+            remote.cure(one.regs, one.sigmask, self.gadget)
+
+
 def fetch_userfaultfd(
     pid: int, pidfd: int, features: Feature
 ) -> tuple[Userfaultfd, dict[int, Wait]]:
     """Have a running process open a userfaultfd, take it over, and leave none with it.
 
     Returns it, and the waits that stopping the process for it has interrupted.
-
-    All its threads are stopped meanwhile, so that none forks or executes with the descriptor.
     Raises KernelError (EPERM: it may not, nor may we for it).
     """
-    mappings = maps.maps(pid)
-    gadget = _gadget(pid, mappings)
-    status = procfs.status(pid)
-    base = hole(_LEADER_ROOM, [(entry.start, entry.end) for entry in mappings])
-    with (
-        Segment(_LEADER_ROOM, base, pid=pid, uid=status.uids[1], gid=status.gids[1]) as segment,
-        Frozen(pid) as frozen,
-    ):
-        slot = segment.slot(_LEADER_ROOM // 2)
-        one = frozen.leader
-        status = procfs.status(pid)
-        signo = quiet_signal(status.sig_cgt, status.sig_pnd | status.shd_pnd)
-        remote = Remote(one.tracee, pid, slot, signo=signo)
-        batch = remote.batch()
+    with Errand(pid) as errand, Frozen(pid) as frozen, errand.lent(frozen) as remote:
+        one, batch = frozen.leader, remote.batch()
         fd = batch.call(NR.userfaultfd, os.O_CLOEXEC | os.O_NONBLOCK, must=True)
         request = batch.data(api_request(features))
         batch.call(NR.ioctl, fd, UFFDIO_API, request, must=True)
         try:
-            remote.infect(one.regs, one.sigmask, gadget, batch)
-            ours = Userfaultfd(pidfd_getfd(pidfd, fd.ret))
+            remote.infect(one.regs, one.sigmask, errand.gadget, batch)
+            return Userfaultfd(pidfd_getfd(pidfd, fd.ret)), frozen.waits
         finally:
             number = fd.ret
             if number >= 0:
                 batch = remote.batch()
                 batch.call(NR.close, number)
                 remote.run(batch, one.regs, one.sigmask)
-            remote.cure(one.regs, one.sigmask, gadget)
-        return ours, frozen.waits

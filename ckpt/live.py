@@ -14,6 +14,7 @@ import time
 from functools import partial
 from typing import NamedTuple
 
+from ckpt.freeze import Frozen
 from ckpt.image import pb
 from ckpt.image.pages import PAGE, PageWriter
 from ckpt.infect import fetch_userfaultfd
@@ -151,7 +152,7 @@ class Live:
 
     # --- in the freeze
 
-    def freeze(self) -> None:
+    def freeze(self, frozen: Frozen) -> None:
         """Take what the log still has, and all that it could not see. The process is stopped."""
         snapshot, known = self.snapshot, self._known
         self._tracker.drain()

@@ -119,7 +119,7 @@ def _wait(pid: int) -> int:
 
 # --- the request
 
-ENGINES = ("auto", "stop", "live")
+ENGINES = ("auto", "stop", "live", "fork")
 
 
 def dump_options(arguments: Arguments, log: LineLog) -> DumpOptions:

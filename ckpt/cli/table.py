@@ -48,7 +48,7 @@ OPTIONS = (
         "engine",
         "",
         "NAME",
-        "stop, live (copy while it runs) or auto",
+        "stop, live (copy while it runs), fork (copy a copy) or auto",
         _DUMP,
     ),
     Option("restore-detached", "d", "", "do not wait for the end of what is restored", _RESTORE),

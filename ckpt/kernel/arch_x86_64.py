@@ -64,6 +64,7 @@ class NR(IntEnum):
     chdir = 80
     fchdir = 81
     umask = 95
+    wait4 = 61
     setpgid = 109
     setsid = 112
     setgroups = 116

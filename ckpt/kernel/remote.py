@@ -30,7 +30,7 @@ from ckpt.kernel.ptrace import SYSCALL_STOP, Tracee
 
 _IPC_CREAT, _IPC_RMID, _IPC_SET, _SHM_EXEC, _SHM_NORESERVE = 0o1000, 0, 1, 0o100000, 0o10000
 _STUB_ROOM = 1024
-_MUST = 0x40
+_MUST, _FORK = 0x40, 0x80
 _NOT_MADE = -errno.EINPROGRESS
 
 _PIVOT_END = ffi.offsetof("struct core_slot", "call")
@@ -183,11 +183,15 @@ class Batch:
         self._top = slot.offset + slot.room
         self.calls: list[Call] = []
 
-    def call(self, nr: NR, *args: Argument, must: bool = False) -> Call:
-        """Add a call; with must, a failure ends the batch there and run() raises."""
+    def call(self, nr: NR, *args: Argument, must: bool = False, fork: bool = False) -> Call:
+        """Add a call; with must, a failure ends the batch there and run() raises.
+
+        With fork it makes a process, which is to be traced from birth. Should its tracer have
+        died, it ends there, and does not run on as the task.
+        """
         if self._next + _CALL.size > self._top:
             raise BatchFull(f"batch of {len(self.calls)} calls: no room for {nr.name}")
-        flags, values = (_MUST if must else 0), [0] * 6
+        flags, values = (_MUST if must else 0) | (_FORK if fork else 0), [0] * 6
         for i, arg in enumerate(args):
             if isinstance(arg, Call):
                 flags, values[i] = flags | 1 << i, arg.pointer

@@ -24,7 +24,8 @@ from ckpt.memory.vmas import MAP_HUGETLB, MAP_LOCKED, Status, guard, is_private
 
 _THERE = Page.PRESENT | Page.SWAPPED | Page.GUARD
 _NOT_WRITTEN = Page.PFNZERO | Page.FILE
-_BUFFER = 256 << 10
+BUFFER = 256 << 10
+"""Bytes that are copied at once, at most."""
 _WORTH_A_THREAD = 4 << 20
 _WRITE_BACK = 8 << 20
 _SYNC_WRITE = 2  # SYNC_FILE_RANGE_WRITE: begin, do not wait
@@ -125,7 +126,7 @@ class _Copy:
     ) -> None:
         self._pid, self._mem, self._writer = pid, mem, writer
         self._running, self._write_back = running, write_back
-        self._pieces = _filled(runs)
+        self._pieces = filled(runs)
         self._log, self._taken, self._size = log, 0, sum(run.end - run.start for run in runs)
         self._next = allocate_lock()
         self.error: BaseException | None = None
@@ -133,7 +134,7 @@ class _Copy:
     def work(self) -> None:
         """Copy piece by piece until there is none left, or one of us has failed."""
         try:
-            view = memoryview(bytearray(_BUFFER))
+            view = memoryview(bytearray(BUFFER))
             while not self.error and (taken := self._take()):
                 pieces, offset, size = taken
                 read_into(self._pid, self._mem, pieces, view[:size], running=self._running)
@@ -198,16 +199,16 @@ def _read_forced(pid: int, mem: int, start: int, view: memoryview, *, running: b
 _Piece = tuple[list[tuple[int, int]], int, int]
 
 
-def _filled(runs: Iterable[Region]) -> Iterator[_Piece]:
-    """Yield ranges (start, length) that fill the buffer, their offset in the file, and size."""
+def filled(runs: Iterable[Region]) -> Iterator[_Piece]:
+    """Yield ranges (start, length) that fill a buffer, their offset in the file, and size."""
     pieces: list[tuple[int, int]] = []
     offset = size = 0
     for start, end, _ in runs:
         while start < end:
-            length = min(end - start, _BUFFER - size)
+            length = min(end - start, BUFFER - size)
             pieces.append((start, length))
             start, size = start + length, size + length
-            if size == _BUFFER:
+            if size == BUFFER:
                 yield pieces, offset, size
                 pieces, offset, size = [], offset + size, 0
     if pieces:

@@ -102,6 +102,7 @@ int64_t core_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t regs[4]);
 
 enum core_call_flag {
 	CORE_MUST = 0x40,	/* a negative result ends the batch here */
+	CORE_FORK = 0x80,	/* it makes a process, which ends here unless its tracer has it */
 };
 
 /* One system call of a batch. Bit i of flags: argument i is not a value but where to load it. */

@@ -60,7 +60,11 @@ __asm__(
 	ARGUMENT(5, "%r9")
 	"	mov	(%r13), %rax\n"
 	"	syscall\n"
-	"	mov	%rax, 56(%r13)\n"
+	"	test	%rax, %rax\n"
+	"	jnz	3f\n"
+	"	test	$0x80, %ebp\n"				/* CORE_FORK, and this is the child */
+	"	jnz	4f\n"
+	"3:	mov	%rax, 56(%r13)\n"
 	"	incq	" STR(SLOT_DONE) "(%r15)\n"
 	"	add	$72, %r13\n"
 	"	dec	%r14\n"
@@ -96,6 +100,9 @@ __asm__(
 	"	mov	14*8(%r15), %rdi\n"
 	"	mov	(%r15), %r15\n"
 	"	iretq\n"
+	"4:	xor	%edi, %edi\n"
+	"	mov	$231, %eax\n"				/* exit_group */
+	"	syscall\n"
 	"core_stub_end:\n"
 	"	.popsection\n");
 
