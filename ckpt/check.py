@@ -40,6 +40,8 @@ ABILITIES = (
     Ability("fdinfo_lock", features.fdinfo_lock, "file locks"),
     Ability("tcp_half_closed", features.tcp_repair, "TCP connections"),
     Ability("sockopt_buf_lock", features.sockopt_buf_lock, "sizes of socket buffers"),
+    Ability("uffd", lambda: bool(features.uffd()), "page faults answered by us"),
+    Ability("uffd-noncoop", features.uffd_events, "the same, while the process forks and unmaps"),
     Ability("uffd_wp", features.uffd_wp, "write-protect faults: live dumps"),
     Ability("uffd_wp_async", features.uffd_wp_async, "what was written since"),
     Ability("uffd_events", features.uffd_events, "forks and unmappings while pages are missing"),
@@ -51,7 +53,7 @@ ABILITIES = (
 NOT_YET = frozenset(
     (
         *("mem_dirty_track", "aio_remap", "timerfd", "tun", "tun_ns", "seccomp_suspend"),
-        *("seccomp_filters", "loginuid", "autofs", "compat_cr", "uffd", "uffd-noncoop"),
+        *("seccomp_filters", "loginuid", "autofs", "compat_cr"),
         *("can_map_vdso", "sk_ns", "sk_unix_file", "net_diag_raw", "nsid", "link_nsid"),
         *("external_net_ns", "newifindex", "nftables", "has_ipt_legacy", "ns_pid"),
         *("apparmor_stacking", "network_lock_nftables", "move_mount_set_group", "ipv6_freebind"),

@@ -115,7 +115,7 @@ class Questions:
 
     def take(self, frozen: Frozen) -> None:
         """Take what the answers are to be put together with, while the process is stopped."""
-        self._process = process.take(frozen.leader.tracee)
+        self._process = process.take(frozen.leader.tracee, frozen.leader.stop_signal)
         self._auxv = procfs.read(self.pid, "auxv")
         for one in frozen.threads:
             self._taken[one.tid] = thread.take(one.tracee, self.status[one.tid])

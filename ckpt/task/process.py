@@ -28,10 +28,14 @@ class Raw(NamedTuple):
     loginuid: int
     oom_score_adj: int
     pending: list[bytes]
+    stop_signal: int
 
 
-def take(leader: Tracee) -> Raw:
-    """Take it, in the freeze: what it means can be said later."""
+def take(leader: Tracee, stop_signal: int) -> Raw:
+    """Take it, in the freeze: what it means can be said later.
+
+    stop_signal is what had stopped the process before us, 0 if nothing had.
+    """
     pid = leader.tid
     return Raw(
         procfs.read(pid, "stat"),
@@ -40,6 +44,7 @@ def take(leader: Tracee) -> Raw:
         procfs.loginuid(pid),
         procfs.oom_score_adj(pid),
         leader.pending(shared=True),
+        stop_signal,
     )
 
 
@@ -57,7 +62,7 @@ def ask(posix_timers: list[PosixTimer], batch: Batch) -> Answer:
     def answer(raw: Raw) -> pb.task_core_entry:
         stat = procfs.parse_stat(raw.stat)
         entry = pb.task_core_entry(
-            task_state=TASK_ALIVE,
+            task_state=TASK_STOPPED if raw.stop_signal else TASK_ALIVE,
             exit_code=0,
             personality=raw.personality,
             flags=stat.flags,
@@ -67,6 +72,8 @@ def ask(posix_timers: list[PosixTimer], batch: Batch) -> Answer:
             oom_score_adj=raw.oom_score_adj,
             child_subreaper=bool(subreaper.bytes[0]),
         )
+        if raw.stop_signal:
+            entry.stop_signo = raw.stop_signal
         set_text(entry, "comm", stat.comm)
         entry.sigactions.extend(actions())
         entry.signals_s.CopyFrom(signals.queue(raw.pending))

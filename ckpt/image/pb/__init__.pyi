@@ -2628,7 +2628,6 @@ class thread_core_entry(Message):
     affinity: builtins.bytes
     ioprio: builtins.int
     sched_attr: builtins.bytes
-    sleep_left: builtins.int
     def __init__(
         self,
         *,
@@ -2652,7 +2651,6 @@ class thread_core_entry(Message):
         affinity: builtins.bytes | None = ...,
         ioprio: builtins.int | None = ...,
         sched_attr: builtins.bytes | None = ...,
-        sleep_left: builtins.int | None = ...,
     ) -> None: ...
 
 class thread_info_aarch64(Message):
