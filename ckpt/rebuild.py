@@ -9,7 +9,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -25,7 +25,7 @@ from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
 from ckpt.kernel.ffi import check, ffi, lib
 from ckpt.kernel.nsfs import entered
 from ckpt.kernel.ptrace import WALL, Options, Tracee
-from ckpt.kernel.remote import Batch, Gadget, Remote, Segment, find_syscall, quiet_signal
+from ckpt.kernel.remote import Batch, BatchFull, Remote, Segment, find_syscall, quiet_signal
 from ckpt.lazy import Late, fetch, start_pager
 from ckpt.memory import layout, mm, shmem, sysv, vdso, vmas
 from ckpt.memory.pages import Filler, can_be_late
@@ -51,7 +51,7 @@ class Task:
         self._tracees: dict[int, Tracee] = {}
         self._remotes: dict[int, Remote] = {}
         self._regs: Regs
-        self._gadget: Gadget
+        self._code: list[layout.Range] = []
         self._segment: Segment
         self._namespaces: list[Restore] = []
         self._started = False
@@ -126,7 +126,7 @@ class Task:
             vdso.move(group, place, [*busy, *kept], batch)
         mm.restore(saved.mm, files.exe, batch)
         self._run(batch)
-        self._find_gadget(place)
+        self._code = self._kept_code(place)
 
     def _make_segment(self, busy: list[layout.Range]) -> None:
         saved = self.saved
@@ -170,12 +170,10 @@ class Task:
         if tree.pgid == pid:
             batch.call(NR.setpgid, 0, 0, must=True)
 
-    def _find_gadget(self, place: vdso.Group | None) -> None:
-        """Find, in what the task will keep, the instruction that takes the stub away."""
+    def _kept_code(self, place: vdso.Group | None) -> list[layout.Range]:
+        """Return where the task keeps code: in it is the call that takes the stub away."""
         code = [(entry.start, entry.end) for entry in self.saved.vmas if entry.prot & 4]
-        if place:
-            code.insert(0, (place.code.start, place.code.end))
-        self._code = code
+        return [(place.code.start, place.code.end), *code] if place else code
 
     def join_namespaces(self, image: ImageDir) -> None:
         """Make the namespaces that are its own, and attach it to System V segments again.
@@ -284,10 +282,25 @@ class Task:
         files.table.close_rest(batch)
         self._run(batch)
         files.close(ok=True)
+        self._in_batches(files.table.connect)
         batch = self._batch()
-        files.table.connect(batch)
         process.restore_limits(self.saved.leader.tc, self.saved.pid, batch)
         self._run(batch)
+        files.table.lock(self.saved.pid, self._batch, self._run)
+
+    def _in_batches(self, add: Callable[[Batch], None]) -> None:
+        """Have calls added and made, by as many batches as it takes."""
+        while True:
+            batch = self._batch()
+            try:
+                add(batch)
+            except BatchFull:
+                if not batch.calls:
+                    raise
+                self._run(batch)
+                continue
+            self._run(batch)
+            return
 
     def make_threads(self) -> None:
         """Make the other threads, stopped before their first instruction."""
@@ -349,6 +362,8 @@ class Task:
         self._segment.close()
         self._close_namespaces(ok=True)
         self._started = True
+        if self.saved.leader.tc.task_state == process.TASK_STOPPED:
+            os.kill(pid, signal.SIGSTOP)
         for tracee in self._tracees.values():
             tracee.detach()
 

@@ -9,14 +9,14 @@ every one to its place, and then the kinds `connect`.
 
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cmp_to_key
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ckpt.errors import ImageError, KernelError, Unsupported
-from ckpt.files import KINDS
+from ckpt.files import KINDS, locks
 from ckpt.files.kind import INSIDE, Dump, FileKind, OpenFile, Placed, Restore
 from ckpt.files.sockopts import doing
 from ckpt.image import pb
@@ -124,6 +124,7 @@ def check(pid: int, pidfd: int, options: DumpOptions) -> None:
         try:
             with opened(pid, pidfd, descriptor, 0, links) as file:
                 kind_of(file).check(file, options)
+                locks.check(file, options)
         except KernelError:
             continue  # closed meanwhile
 
@@ -137,6 +138,7 @@ def dump(pid: int, pidfd: int, out: Dump) -> list[pb.fdinfo_entry]:
         with opened(pid, pidfd, group[0], out.next_id(), links) as file:
             kind = kind_of(file)
             dump_file(kind, file, out)
+            locks.dump(file, out)
         for descriptor in group:
             cloexec = FD_CLOEXEC if descriptor.info.flags & os.O_CLOEXEC else 0
             entries.append(
@@ -165,6 +167,7 @@ class FileTable:
         self.shared = make
         self.floor = max((entry.fd for entry in fdinfo), default=-1) + 1
         self._local: dict[int, int] = {}
+        self._connected: set[int] = set()
         make.make = self.local
 
     def close(self) -> None:
@@ -231,15 +234,21 @@ class FileTable:
         return high
 
     def connect(self, batch: Batch) -> None:
-        """Have the kinds say what takes final numbers."""
-        done = set()
+        """Have the kinds say what takes final numbers.
+
+        Raises BatchFull: to be called again with a new batch, when that one has run.
+        """
         for entry in self.fdinfo:
-            if entry.id in done:
+            if entry.id in self._connected:
                 continue
-            done.add(entry.id)
             kind, message = self._kind(entry.id)
             kind.connect(message, Placed(entry.fd, entry.id), self.shared, batch)
             _set_owner(entry.fd, self._flagged(message), batch)
+            self._connected.add(entry.id)
+
+    def lock(self, pid: int, begin: Callable[[], Batch], run: Callable[[Batch], None]) -> None:
+        """Have the task take its file locks; from now on it is to close nothing."""
+        locks.restore(self.shared.image, pid, (entry.fd for entry in self.fdinfo), begin, run)
 
     def close_rest(self, batch: Batch) -> None:
         """Close every other descriptor that the task has from us."""

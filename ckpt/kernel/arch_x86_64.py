@@ -61,6 +61,7 @@ class NR(IntEnum):
     msgrcv = 70
     msgctl = 71
     fcntl = 72
+    flock = 73
     chdir = 80
     fchdir = 81
     umask = 95

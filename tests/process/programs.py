@@ -113,6 +113,8 @@ PROGRAMS = (
     program("o_path"),
     program("directory"),
     program("directory_flag", "flag", source="directory", criu="drops O_DIRECTORY"),
+    program("file_locks", options=("--file-locks",)),
+    program("file_leases", options=("--file-locks",)),
     program("devices"),
     program("fifo"),
     program("epoll"),
