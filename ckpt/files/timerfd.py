@@ -48,6 +48,9 @@ class TimerFd(FileKind):
         timer = fdinfo("self", file.fd).timer
         assert timer, file.name
         (vsec, vnsec), (isec, insec) = timer.value, timer.interval
+        if timer.ticks and not any(timer.value):
+            # A periodic one has expired again since we asked, just now: a period is left.
+            vsec, vnsec = isec, insec
         return pb.timerfd_entry(
             **file.common(),
             clockid=timer.clock,
