@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from ckpt.errors import CkptError
-from ckpt.kernel.userfaultfd import Event, Kind, Mode, Userfaultfd
+from ckpt.kernel.userfaultfd import Kind, Mode, Userfaultfd
 from ckpt.memory.layout import Range
 
 PAGE = 4096
@@ -73,12 +73,18 @@ class Tracker:
         poll.register(self._wake, select.POLLIN)
         try:
             while not any(fd == self._wake for fd, _ in poll.poll(1 if self._unserved else None)):
-                self._take(*self._uffd.serve())
+                self._take()
         except BaseException as error:  # raised where the log is asked for
             self._error = error
 
-    def _take(self, faults: bytes, events: list[Event]) -> None:
+    def _take(self) -> bool:
+        """Answer and log what is there; False if nothing was and nothing is left unanswered.
+
+        Under one lock: a page that can be written again must be in the log before take() looks,
+        and the buffers that messages are read into are one pair for both threads.
+        """
         with self._lock:
+            faults, events = self._uffd.serve()
             self._log.append(faults)
             for event in events:
                 if event.kind == Kind.PAGEFAULT:
@@ -89,10 +95,12 @@ class Tracker:
                     self._lost.append((event.to, event.to + event.end - event.start))
             if self._unserved:
                 self._again()
+            return bool(faults or events or self._unserved)
 
     def _again(self) -> None:
-        """Answer the faults that an event was in the way of."""
+        """Answer the faults that an event was in the way of: writes to them begin only now."""
         done = self._uffd.protect([(page, PAGE) for page in self._unserved], on=False)
+        self._log.append(array("Q", self._unserved[:done]).tobytes())
         self._unserved = self._unserved[done:]
 
     # --- what the log is asked
@@ -123,11 +131,8 @@ class Tracker:
 
     def drain(self) -> None:
         """Read what is still queued; the process is stopped, so nothing is added meanwhile."""
-        while True:
-            faults, events = self._uffd.serve()
-            self._take(faults, events)
-            if not faults and not events and not self._unserved:
-                return
+        while self._take():
+            pass
 
 
 def runs_of(pages: Iterable[int]) -> list[tuple[int, int]]:
