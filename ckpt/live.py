@@ -207,6 +207,7 @@ class Live:
         spool.arrange(wanted)
         spool.close()
         self._writer.close()
+        snapshot.report.copying_ns = sum(one.took_ns for one in self.passes)
         snapshot.report.memory.scanned = sum(e.end - e.start for e in snapshot.vmas) // PAGE
         snapshot.report.memory.written = self._writer.size // PAGE
         snapshot.vmas = vmas.merged_vvar(snapshot.vmas) + self._guards
