@@ -181,7 +181,7 @@ def live_twice(target: Target, images: Path) -> None:
     examine(target, written)
     target.kill()
     say(f"pid {target.pid} is killed; of those three answers the image knows nothing")
-    restore(target, images)
+    restore(target, images, "--lazy-pages")
     expect_answers(target, counted + 1)
     examine(target, written)
 
@@ -204,9 +204,9 @@ def dump(target: Target, images: Path, *options: str) -> None:
     say(f"{size / MIB:.0f} MiB written in {seconds:.2f} s; it stood still for {stopped}")
 
 
-def restore(target: Target, images: Path) -> None:
-    """Have it restored, and tell how long it took until it answered."""
-    seconds = ckpt("restore", "-D", str(images), "--restore-detached")
+def restore(target: Target, images: Path, *options: str) -> None:
+    """Have it restored, and tell how long it took until it ran."""
+    seconds = ckpt("restore", "-D", str(images), "--restore-detached", *options)
     if target.is_gone():
         raise Failed(f"pid {target.pid} ended after its restore")
     say(f"pid {target.pid} runs again after {seconds:.2f} s")
