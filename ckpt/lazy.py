@@ -1,26 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pager as processes of its own: one that works, and one that holds what it works with.
+"""The pager as processes of its own: one that works, and one that would take over.
 
-If the one that works is killed, the other makes a new one: both have the descriptors, and what has
-been filled in already the kernel tells. If the holder is killed, the worker goes on alone.
+They share their descriptors, forked children's too, and a journal of all that has happened. When
+the worker dies, the holder makes a new one, that goes on from the journal; when the holder dies,
+the worker takes its place and makes a new worker. When both die, the kernel would give the process
+zeros for what it has not got yet; so the kernel kills it first (`kernel.tripwire`).
 """
 
 import errno
+import json
 import os
-from collections.abc import Callable
+import signal
+import stat
+import time
+import traceback
+from collections.abc import Iterable
+from contextlib import suppress
 
-from ckpt.errors import KernelError
+from ckpt.errors import CkptError, KernelError
 from ckpt.image import pb
+from ckpt.image.hot import read_hot, write_hot
 from ckpt.image.pages import PageReader, PageRun
 from ckpt.kernel.arch import NR, Regs
 from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
 from ckpt.kernel.remote import Remote
+from ckpt.kernel.tripwire import Tripwire, fork_with_files
 from ckpt.kernel.userfaultfd import FILLING, UFFDIO_API, Mode, Userfaultfd, api_request
-from ckpt.log import INFO, Log
-from ckpt.memory.pager import Pager, Part, Space
+from ckpt.log import ERROR, Log
+from ckpt.memory.journal import Journal
+from ckpt.memory.late import Late, Part
+from ckpt.memory.pager import Pager, Source
+from ckpt.options import RestoreOptions
 
-Late = tuple[pb.vma_entry, list[PageRun]]
+LateRuns = tuple[pb.vma_entry, list[PageRun]]
 """A mapping with its pages that are to come late."""
+
+_BEFOREHAND = 32 << 20 >> 12  # pages that are filled in before the process runs: 20 ms or so
+_GIVE_UP = 3
 
 
 def fetch(remote: Remote, regs: Regs) -> Userfaultfd:
@@ -40,62 +56,133 @@ def fetch(remote: Remote, regs: Regs) -> Userfaultfd:
     return uffd
 
 
-def start_pager(
-    uffd: Userfaultfd, late: list[Late], first: list[int], reader: PageReader, log: Log
-) -> None:
-    """Begin to fill a process's memory, from processes of our own that outlive us.
+class Lazy:
+    """A lazy restore as the restore sees it: pages to come late, and the pager that brings them.
 
-    The process may run when this returns: its faults wait in the descriptor. Ours is closed.
+    owner is whom to kill when the pager dies for good: a pid, or a process group if negative.
     """
-    todo = []
-    for entry, runs in late:
-        if not uffd.register(entry.start, entry.end, Mode.MISSING):
-            raise KernelError(errno.EINVAL, "UFFDIO_REGISTER", addr=entry.start)
-        todo += [Part(run.vaddr, run.end, 0) for run in runs]
-    kept = {uffd.fd, *(run.fd for run in reader), getattr(log, "fd", -1)}
-    if os.fork() == 0:
-        try:
-            _detach(kept)
-            _hold(lambda: _work(Pager(reader, Space(uffd, todo), first), log), uffd, todo)
-        finally:
-            os._exit(1)
-    uffd.close()
 
+    def __init__(self, pid: int, owner: int, first: Iterable[int], options: RestoreOptions) -> None:
+        self.pages = 0
+        self._pid, self._owner, self._options = pid, owner, options
+        self._log: Log = options.log
+        self._images = os.path.abspath(options.images_dir)
+        self._figures = os.path.join(os.path.abspath(options.stats_dir), f"lazy-{pid}.json")
+        self._wanted = [*first, *read_hot(self._images, pid)]
+        self._ready = -1
+        self._journal: Journal
+        self._reader: PageReader
+        self._uffd: Userfaultfd
+        self._todo: list[Part] = []
 
-def _detach(kept: set[int]) -> None:
-    """Leave the caller's session, and let go of every descriptor but those."""
-    os.setsid()
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in kept:
+    def start(self, uffd: Userfaultfd, late: list[LateRuns], reader: PageReader) -> None:
+        """Begin to fill the memory, from processes of our own that outlive us; uffd is closed."""
+        for entry, runs in late:
+            if not uffd.register(entry.start, entry.end, Mode.MISSING):
+                raise KernelError(errno.EINVAL, "UFFDIO_REGISTER", addr=entry.start)
+            self._todo += [Part(run.vaddr, run.end, 0) for run in runs]
+        self.pages = sum(part.end - part.start for part in self._todo) >> 12
+        self._uffd, self._reader, self._journal = uffd, reader, Journal()
+        self._begun = time.monotonic_ns()
+        self._ready, ready = os.pipe2(os.O_CLOEXEC)
+        if os.fork() == 0:
             try:
+                self._detach(ready)
+                self._hold(ready)
+            except BaseException:
+                self._log.line(ERROR, f"Error (pager): {traceback.format_exc().rstrip()}")
+            finally:
+                os._exit(1)
+        os.close(ready)
+        uffd.close()
+
+    def wait(self) -> None:
+        """Return when the process may run: the pager serves, and has what it will touch first."""
+        if self._ready < 0:
+            return
+        served = os.read(self._ready, 1)
+        self.close()
+        if not served:
+            raise CkptError("the pager has died")
+
+    def close(self) -> None:
+        """Let go of the pager; it goes on."""
+        if self._ready >= 0:
+            os.close(self._ready)
+            self._ready = -1
+
+    # --- in the pager's processes
+
+    def _detach(self, ready: int) -> None:
+        """Leave the caller's session and directory, and let go of every descriptor but ours."""
+        os.setsid()
+        os.chdir("/")
+        for signo in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            signal.signal(signo, signal.SIG_DFL)
+        kept = {self._uffd.fd, ready, *(run.fd for run in self._reader)}
+        kept.add(getattr(self._log, "fd", -1))
+        null = os.open("/dev/null", os.O_RDWR)
+        # Who waits for the end of a pipe waits for the command's end, not for ours.
+        gone = [fd for fd in range(3) if fd not in kept or stat.S_ISFIFO(os.fstat(fd).st_mode)]
+        for fd in gone:
+            os.dup2(null, fd)
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) > 2 and int(name) not in kept:
+                with suppress(OSError):  # the listing's own
+                    os.close(int(name))
+        self._tripwire = Tripwire(self._owner)
+
+    def _hold(self, ready: int) -> None:
+        """Have a child do the work, and another one should it be killed; never returns."""
+        failures = 0
+        me = pidfd_open(os.getpid())
+        while failures < _GIVE_UP:
+            worker = fork_with_files()
+            if worker == 0:
+                if self._work(me, ready):
+                    os._exit(0)
+                os.close(me)
+                me, failures = pidfd_open(os.getpid()), 0
+                continue
+            code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+            if code == 0:
+                os._exit(0)
+            failures += code > 0
+        raise CkptError(f"giving up; pid {self._pid} will be killed")
+
+    def _work(self, holder: int, ready: int) -> bool:
+        """Go on from where the journal ends; returns False if the holder has died."""
+        late = Late(self._uffd, list(self._todo))
+        for record in self._journal:
+            late.apply(record)
+        _close_all_but(set(late.spaces))
+        for space in late.spaces.values():
+            space.uffd.wake_all()  # what was asked, but not answered, is asked again
+        source, disarm = Source(self._reader), self._tripwire.disarm
+        pager = Pager(late, self._journal, source, self._log, self._wanted, disarm)
+        pager.prefetch(_BEFOREHAND)
+        with suppress(BrokenPipeError):  # the restore has been told before
+            os.write(ready, b"!")
+        if not pager.run(holder):
+            return False
+        pager.tell()
+        self._keep(late)
+        return True
+
+    def _keep(self, late: Late) -> None:
+        """Leave the figures, and for the next restore what this one has missed."""
+        if self._options.record and late.touched:
+            write_hot(self._images, self._pid, [*late.touched, *self._wanted])
+        took = time.monotonic_ns() - self._begun
+        figures = late.figures.as_dict() | {"pid": self._pid, "total_ns": took}
+        with suppress(OSError), open(self._figures, "w") as file:
+            json.dump(figures, file)
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """Close userfaultfds that the dead worker had let go of, but not closed yet."""
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            link = os.readlink(f"/proc/self/fd/{name}")
+            if "userfaultfd" in link and int(name) not in kept:
                 os.close(int(name))
-            except OSError:
-                continue  # the listing's own
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in range(3):
-        os.dup2(null, fd)
-    os.close(null)
-
-
-def _hold(work: Callable[[], None], uffd: Userfaultfd, todo: list[Part]) -> None:
-    """Have the work done by a child, and by another one should it be killed; never returns."""
-    while True:
-        worker = os.fork()
-        if worker == 0:
-            work()
-            os._exit(0)
-        if os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 0:
-            os._exit(0)
-        # A fault that it had read, but not answered, is told again.
-        for part in todo:
-            uffd.wake(part.start, part.end)
-
-
-def _work(pager: Pager, log: Log) -> None:
-    pager.run()
-    figures = pager.figures
-    log.line(
-        INFO,
-        f"pager: {figures.faults} faults, pages: {figures.by_fault} by fault, "
-        f"{figures.by_drain} by drain, {figures.zeros} of zeros, {figures.lost} not readable",
-    )

@@ -67,4 +67,5 @@ class RestoreOptions(CommonOptions):
     sibling: bool = False
     pidfile: str | None = None
     lazy_pages: bool = False
+    record: bool = True
     inherit_fd: Mapping[str, int] = {}

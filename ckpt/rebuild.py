@@ -26,7 +26,7 @@ from ckpt.kernel.ffi import check, ffi, lib
 from ckpt.kernel.nsfs import entered
 from ckpt.kernel.ptrace import WALL, Options, Tracee
 from ckpt.kernel.remote import Batch, BatchFull, Remote, Segment, find_syscall, quiet_signal
-from ckpt.lazy import Late, fetch, start_pager
+from ckpt.lazy import LateRuns, Lazy, fetch
 from ckpt.memory import layout, mm, shmem, sysv, vdso, vmas
 from ckpt.memory.pages import Filler, can_be_late
 from ckpt.memory.vmas import KERNELS_OWN, Status
@@ -47,7 +47,8 @@ class Task:
     def __init__(self, saved: Saved, options: RestoreOptions) -> None:
         self.saved, self.options = saved, options
         self.forking_ns = self.pages = 0
-        self._late: list[Late] = []
+        self.lazy = Lazy(saved.pid, saved.kill_all, saved.first_touched(), options)
+        self._late: list[LateRuns] = []
         self._tracees: dict[int, Tracee] = {}
         self._remotes: dict[int, Remote] = {}
         self._regs: Regs
@@ -65,6 +66,7 @@ class Task:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.lazy.close()
         if not self._started:
             if self._tracees:
                 self._kill()
@@ -228,8 +230,7 @@ class Task:
         self._run(batch)
         if self._late:
             # Before anything else: a thread's rseq area, say, is written to once it is known.
-            uffd = fetch(self._leader, self._regs)
-            start_pager(uffd, self._late, self.saved.first_touched(), reader, self.options.log)
+            self.lazy.start(fetch(self._leader, self._regs), self._late, reader)
 
     def _eager(self, entry: pb.vma_entry, runs: list[PageRun]) -> list[PageRun]:
         """Return the runs to be filled in at once; put the others aside for the pager."""
@@ -344,6 +345,7 @@ class Task:
     def run(self) -> None:
         """Give all threads their registers, take the stub away and let them go."""
         pid = self.saved.pid
+        self.lazy.wait()
         for tid, remote in self._remotes.items():
             core = self.saved.cores[tid]
             wanted = regs.registers(core)._replace(orig_ax=NO_SYSCALL)

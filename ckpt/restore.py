@@ -20,6 +20,7 @@ class RestoreReport(NamedTuple):
     forking_ns: int
     total_ns: int
     pages: int
+    late_pages: int
 
 
 def restore(options: RestoreOptions) -> RestoreReport:
@@ -49,7 +50,13 @@ def restore(options: RestoreOptions) -> RestoreReport:
         task.finish()
         log.stage("let go")
         task.run()
-    report = RestoreReport(saved.pid, task.forking_ns, time.monotonic_ns() - begun, task.pages)
+    report = RestoreReport(
+        pid=saved.pid,
+        forking_ns=task.forking_ns,
+        total_ns=time.monotonic_ns() - begun,
+        pages=task.pages,
+        late_pages=task.lazy.pages,
+    )
     write_stats(report, options)
     return report
 

@@ -52,6 +52,11 @@ class Saved(NamedTuple):
             found += [general.sp, general.ip, general.fs_base]
         return found
 
+    @property
+    def kill_all(self) -> int:
+        """Return whom kill(2) kills with all its children: the group that it leads, or it alone."""
+        return -self.pid if self.pid in (self.tree.sid, self.tree.pgid) else self.pid
+
     def pending(self) -> int:
         """Return the signals that will be pending for the process or a thread, as a mask."""
         queues = [self.leader.tc.signals_s]

@@ -96,6 +96,7 @@ def _restore(arguments: Arguments, log: LineLog) -> int:
         "total_ns": report.total_ns,
         "pages": report.pages,
         "bytes": report.pages * _PAGE,
+        "late_pages": report.late_pages,
     }
     _print_figures(figures, arguments, log)
     return 0 if options.detached else _wait(report.pid)
@@ -153,6 +154,7 @@ def restore_options(arguments: Arguments, log: LineLog) -> RestoreOptions:
         detached=arguments.has("restore-detached") or sibling,
         sibling=sibling,
         lazy_pages=arguments.has("lazy-pages"),
+        record=not arguments.has("no-record"),
         pidfile=os.path.join(_work_dir(arguments), pidfile) if pidfile else None,
         inherit_fd=dict(map(_inherited, arguments.values.get("inherit-fd", []))),
         **_common(arguments, log),

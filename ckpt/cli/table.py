@@ -53,6 +53,7 @@ OPTIONS = (
     ),
     Option("restore-detached", "d", "", "do not wait for the end of what is restored", _RESTORE),
     Option("lazy-pages", "", "", "run at once, pages come as they are touched", _RESTORE),
+    Option("no-record", "", "", "do not keep what a lazy restore missed, for the next", _RESTORE),
     Option("restore-sibling", "S", "", "make it a child of our parent, not of us", _RESTORE),
     Option("pidfile", "", "FILE", "write the pid of what is restored to FILE", _BOTH),
     Option("shell-job", "j", "", "its session is a shell's, which is not dumped with it", _BOTH),

@@ -17,13 +17,14 @@ from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import NamedTuple
 
-from ckpt.kernel.arch import NR
+from ckpt.kernel.arch import NR, TASK_SIZE
 from ckpt.kernel.ffi import check, ffi, lib, syscall
 
 UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
 _UFFDIO_WAKE, _UFFDIO_POISON = 0x8010AA02, 0xC020AA08
 _API = 0xAA
 _ROOM = 1024
+_LOWEST = 1 << 16  # the kernel's mmap_min_addr, or more
 API_REQUEST = Struct("<QQQ")  # struct uffdio_api: api, features, ioctls
 
 
@@ -137,14 +138,6 @@ class Userfaultfd:
             for event in self._events[0:events]
         ]
 
-    def events(self) -> list[Event]:
-        """Read what has happened, and answer nothing; a fork's `to` is the child's descriptor."""
-        got = check(lib.core_uffd_events(self.fd, self._events, _ROOM), "read userfaultfd")
-        return [
-            Event(Kind(event.kind), event.start, event.end, event.flags)
-            for event in self._events[0:got]
-        ]
-
     def copy(self, start: int, data: memoryview) -> int:
         """Put pages where none are; returns the bytes done before an event must be read."""
         done = lib.core_uffd_copy(self.fd, start, ffi.from_buffer(data), len(data))
@@ -155,13 +148,20 @@ class Userfaultfd:
         return check(lib.core_uffd_zero(self.fd, start, length), "UFFDIO_ZEROPAGE", addr=start)
 
     def poison(self, start: int, length: int) -> int:
-        """Have whoever touches these pages get SIGBUS (UFFDIO_POISON, Linux 6.6)."""
+        """Have who touches these pages get SIGBUS (UFFDIO_POISON, Linux 6.6); returns as copy."""
         arg = ffi.new("uint64_t[4]", [start, length, 0, 0])
         ret = syscall(NR.ioctl, self.fd, _UFFDIO_POISON, int(ffi.cast("uintptr_t", arg)))
+        if ret == -errno.EAGAIN:
+            return 0
         if ret in (-errno.EEXIST, -errno.ENOENT):
+            self.wake(start, start + length)
             return length
         check(ret, "UFFDIO_POISON", addr=start)
         return length
+
+    def wake_all(self) -> None:
+        """Wake who waits for any page."""
+        self.wake(_LOWEST, TASK_SIZE)
 
     def wake(self, start: int, end: int) -> None:
         """Wake who waits for a page of a range; they look again, and tell anew."""

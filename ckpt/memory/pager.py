@@ -2,216 +2,217 @@
 """Pages of an image into a process that runs already: missing faults first, the rest meanwhile.
 
 One loop: what has happened is read; a fault is answered with the page and its neighbours from the
-image, or with zeros where the image has none; when nothing waits, the next piece is filled in. A
-process's memory may move, go away, or be forked: so each address space keeps which ranges are
-still to be filled, and from where.
+image, or with zeros where the image has none; when nothing waits, the next piece is filled in.
+A process's memory may move, go away, or be forked meanwhile: `late` keeps track of that.
+
+Facts that bite:
+- Faults are told before the events that came first, but until those are read every ioctl says
+  EAGAIN. So an answer that failed is looked up anew after the next read.
+- UNMAP is told when the pages are gone, REMOVE before: between its reading and the end of the
+  madvise(2) a page is zeros for whoever asks.
+- The end of a process is not told: the next ioctl says ESRCH.
 """
 
 import errno
 import os
 import select
-from bisect import bisect_right
+import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from ckpt.errors import KernelError
-from ckpt.image.pages import PAGE, PageReader
-from ckpt.kernel.userfaultfd import Event, Kind, Userfaultfd
-from ckpt.memory.layout import Range
+from ckpt.image.pages import PageReader
+from ckpt.kernel.userfaultfd import Kind
+from ckpt.log import ERROR, INFO, Log
+from ckpt.memory.journal import Done, Journal
+from ckpt.memory.late import AROUND, PAGE, Late, Part, Space
 
-_AROUND = 64 << 10  # what a fault brings along
 _DRAIN = 256 << 10  # what is filled in before faults are looked for again
+_TELL = 16  # pages that cannot be read are told of one by one, but not a million
 
 
-class Part(NamedTuple):
-    """Pages [start, end) still to be filled; the image has them `moved` bytes below."""
+class Source:
+    """The pages of an image, by address; `why` is what was wrong with the last one not read."""
 
-    start: int
-    end: int
-    moved: int
+    def __init__(self, reader: PageReader) -> None:
+        self._reader = reader
+        self.why = ""
 
+    def read(self, address: int, view: memoryview) -> int:
+        """Read pages; returns how many bytes, from the first on, can be read."""
+        at = 0
+        while at < len(view):
+            run = self._reader.find(address + at)
+            if run is None or run.fd < 0:
+                self.why = "the image does not have it"
+                break
+            inside = address + at - run.vaddr
+            wanted = min(len(view) - at, run.nr_pages * PAGE - inside)
+            got = self._pread(run.fd, view[at : at + wanted], run.offset + inside)
+            at += got
+            if got < wanted:
+                break
+        return at
 
-class Figures:
-    """What a pager did, in pages; faults are counted, lost pages could not be read."""
-
-    __slots__ = ("by_drain", "by_fault", "faults", "lost", "zeros")
-
-    def __init__(self) -> None:
-        self.faults = self.by_fault = self.by_drain = self.zeros = self.lost = 0
-
-
-class Space:
-    """One address space: its userfaultfd and what is still to be filled, by address."""
-
-    def __init__(self, uffd: Userfaultfd, todo: list[Part]) -> None:
-        self.uffd = uffd
-        self.todo = todo
-        self.waiting: list[int] = []
-
-    def at(self, address: int) -> Part | None:
-        """Return the part that an address is in."""
-        index = bisect_right(self.todo, address, key=lambda part: part.start) - 1
-        if index >= 0 and address < self.todo[index].end:
-            return self.todo[index]
-        return None
-
-    def drop(self, start: int, end: int) -> list[Part]:
-        """Take [start, end) out, and return what there was of it."""
-        kept, dropped = [], []
-        for part in self.todo:
-            low, high = max(part.start, start), min(part.end, end)
-            if low >= high:
-                kept.append(part)
-                continue
-            dropped.append(Part(low, high, part.moved))
-            if part.start < low:
-                kept.append(part._replace(end=low))
-            if high < part.end:
-                kept.append(part._replace(start=high))
-        self.todo = kept
-        return dropped
-
-    def move(self, start: int, end: int, to: int) -> None:
-        """Take note of an mremap(2) of [start, end)."""
-        by = to - start
-        moved = [Part(a + by, b + by, m + by) for a, b, m in self.drop(start, end)]
-        self.todo = sorted([*self.todo, *moved])
+    def _pread(self, fd: int, view: memoryview, offset: int) -> int:
+        # A page that cannot be read must not take those before it along.
+        for part in (view, view[:PAGE]):
+            try:
+                got = os.preadv(fd, [part], offset) // PAGE * PAGE
+                self.why = "the pages file has become too short"
+                return got
+            except OSError as error:
+                self.why = error.strerror or ""
+        return 0
 
 
 class Pager:
     """Fills address spaces from an image until nothing is left to fill.
 
-    first are addresses to be filled before others. Who touches a page that cannot be read gets
-    SIGBUS, never zeros.
+    wanted are addresses of the image to be filled before others, in order. Who touches a page
+    that cannot be read gets SIGBUS, never zeros. finished is called when nothing is left to fill,
+    before the last process is let go of.
     """
 
-    def __init__(self, reader: PageReader, space: Space, first: Iterable[int] = ()) -> None:
-        self.figures = Figures()
-        self.hot: list[int] = []
-        self._reader = reader
-        self._spaces = {space.uffd.fd: space}
-        self._first = list(first)[::-1]
-        self._poll = select.poll()
-        self._poll.register(space.uffd.fd, select.POLLIN)
+    def __init__(
+        self,
+        late: Late,
+        journal: Journal,
+        source: Source,
+        log: Log,
+        wanted: Iterable[int] = (),
+        finished: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.late = late
+        self._journal, self._source, self._log = journal, source, log
+        self._wanted, self._finished = list(wanted)[::-1], finished
         self._buffer = memoryview(bytearray(_DRAIN))
+        self._poll = select.poll()
+        for fd in late.spaces:
+            self._poll.register(fd, select.POLLIN)
 
-    def run(self) -> None:
-        """Serve until all is filled, or all the processes are gone."""
-        while self._spaces:
-            busy = any(space.waiting for space in self._spaces.values())
-            for fd, event in self._poll.poll(0):
-                if event & select.POLLIN:
-                    self._attend(self._spaces[fd])
-                else:
-                    self._forget(fd)
-                busy = True
-            if not busy:
-                self._drain()
+    def prefetch(self, pages: int) -> None:
+        """Fill the first of what is wanted, so many pages, while nobody runs yet."""
+        figures = self.late.figures.pages
+        while self.late.spaces and self._wanted and figures[Done.PREFETCH] < pages:
+            self._attend()
+            self._advance()
 
-    def _forget(self, fd: int) -> None:
-        self._poll.unregister(fd)
-        self._spaces.pop(fd).uffd.close()
+    def run(self, holder: int = -1) -> bool:
+        """Serve until all is filled, or all the processes are gone.
 
-    def _attend(self, space: Space) -> None:
-        for event in space.uffd.events():
-            self._take(space, event)
-        waiting, space.waiting = space.waiting, []
-        for address in waiting:
-            self._answer(space, address)
+        Returns False if the process of a pidfd, holder, has ended before that.
+        """
+        if holder >= 0:
+            self._poll.register(holder, select.POLLIN)
+        while self.late.spaces:
+            ready = self._attend()
+            if holder in ready:
+                return False
+            if not ready and not any(space.waiting for space in self.late.spaces.values()):
+                self._advance()
+        return True
 
-    def _take(self, space: Space, event: Event) -> None:
-        match event.kind:
-            case Kind.PAGEFAULT:
-                self.figures.faults += 1
-                space.waiting.append(event.start)
-            case Kind.REMOVE | Kind.UNMAP:
-                space.drop(event.start, event.end)
-            case Kind.REMAP:
-                space.move(event.start, event.end, event.to)
-            case Kind.FORK:
-                child = Space(Userfaultfd(event.to), list(space.todo))
-                self._spaces[event.to] = child
-                self._poll.register(event.to, select.POLLIN)
+    def _attend(self) -> list[int]:
+        """Read and answer what has happened; returns the descriptors that had something."""
+        ready = [fd for fd, _ in self._poll.poll(0)]
+        for fd in ready:
+            if fd in self.late.spaces:
+                self._read(self.late.spaces[fd])
+        for space in list(self.late.spaces.values()):
+            for address in list(space.waiting):
+                self._answer(space, address)
+        return ready
+
+    def _read(self, space: Space) -> None:
+        now = time.monotonic_ns()
+        for record in self._journal.read(space.uffd.fd):
+            self.late.apply(record)
+            if record.kind == Kind.PAGEFAULT:
+                space.waiting.setdefault(record.b & -PAGE, now)
+            elif record.kind == Kind.FORK:
+                self._poll.register(record.a & 0xFFFFFFFF, select.POLLIN)
 
     def _answer(self, space: Space, address: int) -> None:
-        part = space.at(address)
+        since, part = space.waiting[address], space.at(address)
         if part is None:
-            self.figures.zeros += 1
-            if not space.uffd.zero(address, PAGE):
-                space.waiting.append(address)
-            return
-        self.hot.append(address - part.moved)
-        start = max(part.start, address & -_AROUND)
-        end = min(part.end, start + _AROUND)
-        filled = self._fill(space, Part(start, end, part.moved))
-        self.figures.by_fault += filled // PAGE
-        if start + filled <= address:
-            space.waiting.append(address)
-
-    def _fill(self, space: Space, part: Part) -> int:
-        """Fill as much of a part as can be now; returns the bytes."""
-        view = self._buffer[: part.end - part.start]
-        readable = self._read(part.start - part.moved, view)
-        if readable:
-            done = self._put(lambda: space.uffd.copy(part.start, view[:readable]), readable)
+            filled = self._put(space, Done.ZERO, Part(address, address + PAGE, 0), since)
         else:
-            # Whoever touches it gets SIGBUS, not zeros.
-            done = self._put(lambda: space.uffd.poison(part.start, PAGE), PAGE)
-            self.figures.lost += 1
-        space.drop(part.start, part.start + done)
-        return done
+            filled = self._fill(space, Done.FAULT, _around(part, address), since)
+        if filled is None or filled[0] <= address < filled[1]:
+            del space.waiting[address]
 
-    def _put(self, put: Callable[[], int], length: int) -> int:
+    def _fill(self, space: Space, why: Done, part: Part, since: int = 0) -> tuple[int, int] | None:
+        """Fill as much of a part as can be now; returns the range, None if nobody is there."""
+        view = self._buffer[: part.end - part.start]
+        got = self._source.read(part.start - part.moved, view)
+        if got:
+            return self._put(space, why, part._replace(end=part.start + got), since)
+        lost = part._replace(end=part.start + PAGE)
+        self._tell_lost(lost.start - lost.moved)
+        return self._put(space, Done.LOST, lost, since)
+
+    def _put(self, space: Space, why: Done, part: Part, since: int) -> tuple[int, int] | None:
+        """Put what is in the buffer, zeros or poison in place, and write down how far it went."""
+        uffd, (start, end, _) = space.uffd, part
         try:
-            return put()
+            if why == Done.ZERO:
+                length = uffd.zero(start, end - start)
+            elif why == Done.LOST:
+                length = uffd.poison(start, end - start)
+            else:
+                length = uffd.copy(start, self._buffer[: end - start])
         except KernelError as error:
             if error.errno != errno.ESRCH:
                 raise
-            return length  # the process is gone; its descriptor will tell
+            self._leave(space)
+            return None
+        if length:
+            took = time.monotonic_ns() - since if since else 0
+            self.late.apply(self._journal.write(why, uffd.fd, start, start + length, took))
+        return start, start + length
 
-    def _read(self, address: int, view: memoryview) -> int:
-        """Read pages of the image; returns how many bytes, from the first on, can be read."""
-        at = 0
-        while at < len(view):
-            run = self._reader.find(address + at)
-            if run is None or run.fd < 0:
-                return at
-            inside = address + at - run.vaddr
-            wanted = min(len(view) - at, run.nr_pages * PAGE - inside)
-            try:
-                got = os.preadv(run.fd, [view[at : at + wanted]], run.offset + inside)
-            except OSError:
-                got = 0
-            at += got // PAGE * PAGE
-            if got != wanted:
-                return at
-        return at
+    def _tell_lost(self, address: int) -> None:
+        lost = self.late.figures.pages[Done.LOST]
+        if lost < _TELL:
+            self._log.line(
+                ERROR,
+                f"Error (pager): page {address:#x} cannot be read ({self._source.why}): "
+                "SIGBUS for who touches it",
+            )
+        elif lost == _TELL:
+            self._log.line(ERROR, "Error (pager): and more pages")
 
-    def _drain(self) -> None:
+    def _advance(self) -> None:
         """Fill the next piece: what is wanted first, then by address."""
-        for fd, space in list(self._spaces.items()):
-            part = self._wanted(space) or (space.todo[0] if space.todo else None)
-            if part is None:
-                self._leave(fd)
-                continue
-            end = min(part.end, part.start + _DRAIN)
-            self.figures.by_drain += self._fill(space, part._replace(end=end)) // PAGE
-            return
+        root = next(iter(self.late.spaces.values()))
+        while self._wanted:
+            address = self._wanted.pop()
+            if part := root.at(address):
+                self._fill(root, Done.PREFETCH, _around(part, address))
+                return
+        for space in list(self.late.spaces.values()):
+            if space.todo:
+                part = space.todo[0]
+                self._fill(space, Done.DRAIN, part._replace(end=min(part.end, part.start + _DRAIN)))
+                return
+            self._leave(space)
 
-    def _wanted(self, space: Space) -> Part | None:
-        while self._first:
-            address = self._first.pop()
-            part = space.at(address)
-            if part:
-                start = max(part.start, address & -_AROUND)
-                return Part(start, min(part.end, start + _AROUND), part.moved)
-        return None
+    def _leave(self, space: Space) -> None:
+        """Let go of a process that has all its pages, or has ended: nothing faults any more."""
+        fd = space.uffd.fd
+        if len(self.late.spaces) == 1:
+            self._finished()
+        self._poll.unregister(fd)
+        # First the record: a successor closes what it has no space for.
+        self.late.apply(self._journal.write(Done.LEFT, fd))
+        space.uffd.close()
 
-    def _leave(self, fd: int) -> None:
-        """Take leave of a process that has all its pages: without us, nothing faults any more."""
-        self._forget(fd)
+    def tell(self) -> None:
+        """Write into the log what was done."""
+        self._log.line(INFO, f"pager: {self.late.figures.as_dict()}")
 
 
-def parts(ranges: Iterable[Range]) -> list[Part]:
-    """Return ranges that the image has in the same place."""
-    return [Part(start, end, 0) for start, end in ranges]
+def _around(part: Part, address: int) -> Part:
+    """Return the piece of a part that is filled when one address of it is wanted."""
+    start = max(part.start, address & -AROUND)
+    return Part(start, min(part.end, (address & -AROUND) + AROUND), part.moved)

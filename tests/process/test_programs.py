@@ -20,9 +20,11 @@ class Way:
     dumper: Callable[[], Tool]
     restorer: Callable[[], Tool]
     running: bool = False
+    lazy: bool = False
 
     def __str__(self) -> str:
         names = f"{self.dumper.name}-{self.restorer.name}"
+        names += "-lazy" if self.lazy else ""
         return f"{names}-running" if self.running else names
 
     def why_not(self, program: Program) -> str:
@@ -44,7 +46,14 @@ class Way:
 
 # Real CRIU both ways says nothing of us, but that the programs are right.
 PROVING = (Way(Criu, Criu), Way(Criu, Criu, running=True))
-WAYS = (Way(Ckpt, Ckpt), Way(Ckpt, Criu), Way(Criu, Ckpt), Way(Ckpt, Ckpt, running=True))
+WAYS = (
+    Way(Ckpt, Ckpt),
+    Way(Ckpt, Criu),
+    Way(Criu, Ckpt),
+    Way(Ckpt, Ckpt, running=True),
+    Way(Ckpt, Ckpt, lazy=True),
+    Way(Criu, Ckpt, lazy=True),
+)
 CASES = [
     pytest.param(program, way, id=f"{program.name}-{way}")
     for program in PROGRAMS
@@ -61,7 +70,7 @@ def test_program(program: Program, way: Way, place: Path) -> None:
         dumper.dump(target, images, *(["-R"] if way.running else []))
         if way.running:
             target.judge("the target itself, running on", images)
-        restorer.restore(target, images)
+        restorer.restore(target, images, *(["--lazy-pages"] if way.lazy else []))
         target.judge("the restored copy", images)
 
 

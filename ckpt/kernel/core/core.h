@@ -70,9 +70,6 @@ struct core_event {
 int64_t core_uffd_serve(int32_t fd, uint64_t *faults, struct core_event *events, size_t n,
 			uint64_t counts[2]);
 
-/* Read up to n messages and answer none; 0 if there are none. A fork's flags are a descriptor. */
-int64_t core_uffd_events(int32_t fd, struct core_event *events, size_t n);
-
 /*
  * Put pages where none are, from src, or of zeros. A page that is there already, or whose mapping
  * is not, is passed over, and whoever waits for it woken. Returns the bytes done: fewer than len

@@ -111,19 +111,6 @@ int64_t core_uffd_serve(int32_t fd, uint64_t *faults, struct core_event *events,
 	return 0;
 }
 
-int64_t core_uffd_events(int32_t fd, struct core_event *events, size_t n)
-{
-	struct uffd_msg msgs[MESSAGES];
-	ssize_t got = read(fd, msgs, (n < MESSAGES ? n : MESSAGES) * sizeof(msgs[0]));
-
-	if (got < 0)
-		return errno == EAGAIN ? 0 : -errno;
-	got /= sizeof(msgs[0]);
-	for (ssize_t i = 0; i < got; i++)
-		events[i] = decoded(&msgs[i]);
-	return got;
-}
-
 static void wake(int32_t fd, uint64_t start)
 {
 	struct uffdio_range range = { start, 4096 };
@@ -134,16 +121,22 @@ static void wake(int32_t fd, uint64_t start)
 /* Fill from src, or with zeros if that is 0; see core.h for both. */
 static int64_t fill(int32_t fd, uint64_t start, uint64_t src, uint64_t len)
 {
-	uint64_t done = 0;
+	uint64_t done = 0, piece = len;
 
 	while (done < len) {
-		struct uffdio_copy copy = { start + done, src + done, len - done, 0, 0 };
-		struct uffdio_zeropage zero = { { start + done, len - done }, 0, 0 };
+		uint64_t size = piece < len - done ? piece : len - done;
+		struct uffdio_copy copy = { start + done, src + done, size, 0, 0 };
+		struct uffdio_zeropage zero = { { start + done, size }, 0, 0 };
 		int ret = src ? ioctl(fd, UFFDIO_COPY, &copy) : ioctl(fd, UFFDIO_ZEROPAGE, &zero);
 		int64_t some = src ? copy.copy : zero.zeropage;
 
 		if (ret == 0 || some > 0) {
 			done += some;
+			piece = 2 * size;
+		} else if (errno == ENOENT && size > 4096) {
+			/* Perhaps two mappings, which mprotect(2) has made of one: go to its end. */
+			piece = size / 2 & ~4095UL;
+			continue;
 		} else if (errno == EEXIST || errno == ENOENT) {
 			/* It is there already, or its mapping is gone: whoever waits looks again. */
 			wake(fd, start + done);
