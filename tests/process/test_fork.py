@@ -129,6 +129,29 @@ def test_waiting_is_not_disturbed(place):
         assert int(count) > 0
 
 
+_EXECUTING = (
+    _FILLED
+    + """
+os.dup2(0, 1)
+while not os.path.exists(place + "/go"):
+    signal.sigtimedwait([], 0.001)
+os.execv("/bin/sleep", ["sleep", "1000"])
+"""
+)
+
+
+def test_executing_meanwhile(place):
+    """The image is not touched by it, and the child goes all the same."""
+    with python(f"place = {str(place)!r}\n{_EXECUTING}") as task:
+        with dumping(task.pid, place / "images") as dump:
+            (place / "go").touch()
+            assert dump.communicate()[1] == ""
+            assert dump.returncode == 0
+        wait_until(lambda: os.readlink(f"/proc/{task.pid}/exe").endswith("sleep"), "exec")
+        assert not offspring(task.pid)
+        assert not task.ended()
+
+
 def test_nothing_is_left(place):
     with python(_FILLED) as task:
         before = look(task.pid)
