@@ -7,21 +7,24 @@ the next write to it, it has to be protected again. Memory that is discarded, un
 loses its protection with its pages; those ranges are kept apart as lost: there the log is blind.
 """
 
+import errno
 import os
 import select
 import sys
 import threading
+import time
 from array import array
 from collections.abc import Iterable
 from contextlib import suppress
 
-from ckpt.errors import CkptError
+from ckpt.errors import CkptError, KernelError
 from ckpt.kernel.userfaultfd import Kind, Mode, Userfaultfd
-from ckpt.memory.layout import Range
+from ckpt.memory.layout import Range, subtract
 
 PAGE = 4096
 _CHUNK = 64 << 20  # what one ioctl protects: it holds up who wants to map
 _SWITCH_INTERVAL = 0.0002
+_PATIENCE_S = 10.0
 
 
 class Tracker:
@@ -33,6 +36,7 @@ class Tracker:
         self._uffd = uffd
         self._log: list[bytes] = []
         self._lost: list[Range] = []
+        self._gone: list[Range] = []
         self._unserved: list[int] = []
         self._error: BaseException | None = None
         self._lock = threading.Lock()
@@ -115,17 +119,33 @@ class Tracker:
         return True
 
     def protect(self, ranges: list[tuple[int, int]]) -> None:
-        """Protect ranges (start, length)."""
+        """Protect ranges (start, length), but for what is lost."""
+        deadline = time.monotonic() + _PATIENCE_S
         while ranges:
             if self._error:
                 raise CkptError(f"tracking writes: {self._error}") from self._error
-            ranges = ranges[self._uffd.protect(ranges) :]
+            done = self._uffd.protect(ranges)
+            ranges = ranges[done:]
+            if done:
+                deadline = time.monotonic() + _PATIENCE_S
+            elif time.monotonic() > deadline:
+                raise KernelError(errno.ENOENT, "UFFDIO_WRITEPROTECT", addr=ranges[0][0])
+            else:
+                ranges = self._left(ranges)
+
+    def _left(self, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Take out of ranges (start, length) what is lost by now."""
+        with self._lock:
+            lost = [*self._gone, *self._lost]
+        left = subtract(((start, start + length) for start, length in ranges), lost)
+        return [(start, end - start) for start, end in left]
 
     def take(self) -> tuple[list[int], list[Range]]:
         """Return the pages written since the last call, in their order, and the ranges lost."""
         with self._lock:
             log, self._log = array("Q", b"".join(self._log)), []
             lost, self._lost = self._lost, []
+            self._gone += lost
         self.faults += len(log)
         return list(dict.fromkeys(log)), lost
 

@@ -79,8 +79,9 @@ int64_t core_uffd_copy(int32_t fd, uint64_t start, const void *src, uint64_t len
 int64_t core_uffd_zero(int32_t fd, uint64_t start, uint64_t len);
 
 /*
- * Write-protect ranges, or take that away; ranges that are not there any more are passed over.
- * Returns how many were done: fewer than n when an event has to be read first.
+ * Write-protect ranges, or take that away. Returns how many were done: fewer than n when an event
+ * has to be read first, or when something in the next range is not registered any more; where
+ * protection is taken away, that is passed over.
  */
 int64_t core_uffd_protect(int32_t fd, const struct core_range *ranges, size_t n, int32_t protect);
 

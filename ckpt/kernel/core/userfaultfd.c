@@ -14,21 +14,6 @@ static int64_t writeprotect(int32_t fd, uint64_t start, uint64_t len, uint64_t m
 	return ioctl(fd, UFFDIO_WRITEPROTECT, &wp) < 0 ? -errno : 0;
 }
 
-/*
- * ENOENT: something in the range is not registered (any more), and the kernel has left undone
- * what comes behind it, which may well be.
- */
-static int64_t by_pages(int32_t fd, struct core_range range, uint64_t mode)
-{
-	for (uint64_t done = 0; done < range.len; done += 4096) {
-		int64_t ret = writeprotect(fd, range.start + done, 4096, mode);
-
-		if (ret < 0 && ret != -ENOENT)
-			return ret;
-	}
-	return 0;
-}
-
 int64_t core_uffd_protect(int32_t fd, const struct core_range *ranges, size_t n, int32_t protect)
 {
 	uint64_t mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0;
@@ -36,11 +21,13 @@ int64_t core_uffd_protect(int32_t fd, const struct core_range *ranges, size_t n,
 	for (size_t i = 0; i < n; i++) {
 		int64_t ret = writeprotect(fd, ranges[i].start, ranges[i].len, mode);
 
-		if (ret == -ENOENT)
-			ret = by_pages(fd, ranges[i], mode);
-		if (ret == -EAGAIN)
-			return i; /* an event has to be read first */
-		if (ret < 0)
+		/*
+		 * EAGAIN: an event has to be read first. ENOENT: something in the range is not
+		 * registered any more, and the kernel has left undone what comes behind it.
+		 */
+		if (ret == -EAGAIN || (ret == -ENOENT && protect))
+			return i;
+		if (ret < 0 && ret != -ENOENT)
 			return ret;
 	}
 	return n;
