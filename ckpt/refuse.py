@@ -5,7 +5,7 @@ import os
 
 from ckpt import namespaces
 from ckpt.errors import KernelError, NoSuchTask, NotPermitted, OptionsError, Unsupported
-from ckpt.files import table
+from ckpt.files import external, table
 from ckpt.kernel import features, maps, procfs
 from ckpt.kernel.nsfs import entered
 from ckpt.kernel.procfs import Stat, Status
@@ -32,6 +32,7 @@ def check_pid(pid: int) -> None:
 
 def check(pid: int, pidfd: int, options: DumpOptions) -> None:
     """Raise what is wrong with the target: a subclass of CkptError, most often Unsupported."""
+    external.check(options.external)
     status, stat = procfs.status(pid), procfs.stat(pid)
     _check_identity(pid, status, stat)
     _check_rights(pid)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ckpt import namespaces
 from ckpt.errors import ImageError, Unsupported
+from ckpt.files import external
 from ckpt.files.kind import Restore
 from ckpt.files.mapped import open_mapped
 from ckpt.files.table import FileTable
@@ -112,6 +113,8 @@ class Files:
     """Every file that a process of the image needs, as descriptors of ours that it inherits."""
 
     def __init__(self, image: ImageDir, saved: Saved, options: RestoreOptions) -> None:
+        external.check(options.external)
+        external.check_inherited(options)
         entries = {entry.id: entry for entry, _ in image.records("files")}
         self._make = Restore(image, options, entries, partial(shmem.load, image))
         self.table = FileTable(saved.fdinfo, self._make)
@@ -127,13 +130,16 @@ class Files:
                 self.mapped(entry)
         except BaseException:
             self.close(ok=False)
+            self._make.abandon()
             raise
 
     def __enter__(self) -> "Files":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(ok=False)
+        if kind is not None:
+            self._make.abandon()
 
     def _path(self, file_id: int, flags: int) -> int:
         fd = self.table.raise_fd(open_mapped(file_id, flags, self._make))

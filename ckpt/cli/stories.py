@@ -14,6 +14,8 @@ from ckpt.options import DumpOptions, RestoreOptions
 
 _PAGE, _TIMEOUT = 4096, 10
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LET_GO, _CLEAN_UP = 1, 10
+_STUCK = "stopping the process takes too long: it is in the kernel, which does not let go of it"
 
 
 def tell(arguments: Arguments) -> int:
@@ -38,16 +40,22 @@ def _interrupt(signo: int, _: FrameType | None) -> None:
 
 
 def _too_long(*_: object) -> NoReturn:
-    """Give the freeze up; should letting go of what has not stopped take long too, just leave."""
-    what = "stopping the process takes too long: it is in the kernel, which does not let go of it"
-    signal.signal(signal.SIGALRM, lambda *_: _leave(what))
-    signal.alarm(1)
-    raise CkptError(what, hint="--timeout SECONDS gives it more time")
+    """Give the freeze up, and then letting go of what has not stopped; in the end just leave."""
+    signal.signal(signal.SIGALRM, _much_too_long)
+    signal.alarm(_LET_GO)
+    raise CkptError(_STUCK, hint="--timeout SECONDS gives it more time")
 
 
-def _leave(what: str) -> NoReturn:
-    """End at once: the kernel lets go of whatever we trace."""
-    os.write(2, f"ckpt: {what}\n".encode())
+def _much_too_long(*_: object) -> NoReturn:
+    """Clean up without it: the kernel lets go of whatever we trace when we end."""
+    signal.signal(signal.SIGALRM, _leave)
+    signal.alarm(_CLEAN_UP)
+    raise CkptError(_STUCK, hint="--timeout SECONDS gives it more time")
+
+
+def _leave(*_: object) -> NoReturn:
+    """End at once."""
+    os.write(2, f"ckpt: {_STUCK}\n".encode())
     os._exit(CkptError.exit_code)
 
 
@@ -78,6 +86,7 @@ def _restore(arguments: Arguments, log: LineLog) -> int:
     from ckpt.restore import restore
 
     options = restore_options(arguments, log)
+    _check_inherited(options)
     pidfile = _create_pidfile(options)
     try:
         report = restore(options)
@@ -100,6 +109,17 @@ def _restore(arguments: Arguments, log: LineLog) -> int:
     }
     _print_figures(figures, arguments, log)
     return 0 if options.detached else _wait(report.pid)
+
+
+def _check_inherited(options: RestoreOptions) -> None:
+    """Refuse descriptors that we were not given: what we open ourselves is closed at exec."""
+    for key, fd in options.inherit_fd.items():
+        try:
+            given = os.get_inheritable(fd)
+        except OSError:
+            given = False
+        if not given:
+            raise OptionsError(f"--inherit-fd fd[{fd}]:{key}: we have no descriptor {fd}")
 
 
 def _create_pidfile(options: RestoreOptions) -> int:

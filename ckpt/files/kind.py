@@ -186,6 +186,7 @@ class Restore:
         self.entries, self.load_shmem, self.make = entries, load_shmem, make
         self._once: dict[Hashable, Any] = {}
         self._at_end: list[Callable[[bool], None]] = []
+        self._undo: list[Callable[[], None]] = []
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what make() gave when first asked for key: both ends of a pipe, say."""
@@ -209,6 +210,15 @@ class Restore:
         """Do what was put off, last first. The tasks must not run yet; ok is false on failure."""
         while self._at_end:
             self._at_end.pop()(ok)
+
+    def undo(self, do: Callable[[], None]) -> None:
+        """Have do() called if the restore fails, even after close(): it removes what it made."""
+        self._undo.append(do)
+
+    def abandon(self) -> None:
+        """Remove, last first, what was made outside of the task that will not be."""
+        while self._undo:
+            self._undo.pop()()
 
 
 class Placed(NamedTuple):

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ckpt.errors import ImageError, KernelError, NotPermitted
+from ckpt.files.external import inherited
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
 from ckpt.image import pb
 from ckpt.kernel import files
@@ -47,8 +48,8 @@ class Pipe(FileKind):
     @classmethod
     def create(cls, entry: Any, make: Restore) -> int:
         """Take an end of the pipe, which is made with the first; further ones open it again."""
-        if (inherited := make.options.inherit_fd.get(f"pipe:[{entry.pipe_id}]")) is not None:
-            return os.dup(inherited)
+        if (fd := inherited(make.options, f"pipe:[{entry.pipe_id}]")) is not None:
+            return fd
         ends = make.once(("pipe", entry.pipe_id), lambda: _make(entry.pipe_id, make))
         access = entry.flags & os.O_ACCMODE
         if not entry.flags & O_LARGEFILE and access in ends.free:

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ckpt.errors import ImageError, KernelError, Unsupported
-from ckpt.files import remap
+from ckpt.errors import ImageError, KernelError, OptionsError, Unsupported
+from ckpt.files import devices, remap
+from ckpt.files.external import file_key, inherited
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
 from ckpt.image import pb
 from ckpt.image.text import get_path, set_text
@@ -24,8 +25,6 @@ from ckpt.kernel.fdinfo import fdinfo
 from ckpt.options import DumpOptions
 
 _DELETED = " (deleted)"
-# Major 1, mem: null, zero, full, random, urandom, kmsg keep nothing for who has them open.
-_STATELESS = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9, 11)}
 _O_TMPFILE = 0o20000000  # without the O_DIRECTORY that Python's has
 _NOT_TO_OPEN_WITH = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_ASYNC | os.O_CLOEXEC | _O_TMPFILE
 _HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -52,23 +51,36 @@ class RegFile(FileKind):
         mode = file.stat.st_mode
         if not file.link.startswith("/"):
             return False
-        if stat.S_ISCHR(mode) and file.stat.st_rdev in _STATELESS:
+        if stat.S_ISCHR(mode) and file.stat.st_rdev in devices.STATELESS:
             return True
         return stat.S_ISREG(mode) or stat.S_ISDIR(mode) or bool(file.flags & os.O_PATH)
 
     @classmethod
     def check(cls, file: OpenFile, options: DumpOptions) -> None:
         """Refuse a file that no path leads to, and a large one that has lost its name."""
+        if file_key(file) in options.external:
+            return
         _locate(file.link, file.stat, file.name, root_of(file.pid), options)
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:
         """Take path, position and size."""
+        if (key := file_key(file)) in out.options.external:
+            mode, pos = file.stat.st_mode, file.info.pos
+            return pb.reg_file_entry(name=key, ext=True, mode=mode, pos=pos, **common(file))
         return _entry(file.fd, file.link, file.name, out, pos=file.info.pos, **common(file))
 
     @classmethod
     def create(cls, entry: Any, make: Restore) -> int:
-        """Open it again, at its position."""
+        """Open it again, at its position; or take a descriptor of ours as it is."""
+        name = get_path(entry, "name")
+        if (inherited_fd := inherited(make.options, name, name.removeprefix("/"))) is not None:
+            return inherited_fd
+        if entry.ext:
+            raise OptionsError(
+                f"{name}: the dump left this file outside",
+                hint=f"--inherit-fd 'fd[N]:{name}' puts descriptor N in its place",
+            )
         fd = open_entry(entry, make, entry.flags)
         if entry.pos:
             with suppress(OSError):  # ESPIPE: a device counts, but cannot seek
@@ -155,7 +167,8 @@ def _locate(link: str, st: os.stat_result, what: str, root: str, options: DumpOp
 
     Raises Unsupported if a restore could not find this very file again.
     """
-    if _is_at(root.rstrip("/") + link, st):
+    path = root.rstrip("/") + link
+    if _is_at(path, st) or (options.evasive_devices and devices.is_at(path, st)):
         return link
     if not link.endswith(_DELETED):
         raise Unsupported(
@@ -211,7 +224,10 @@ def located(entry: Any, make: Restore) -> Iterator[int]:
         raise ImageError(
             f"{get_path(entry, 'name')}: of a process that was dead already: not restored here"
         )
-    handle = _open_linked(entry, found.remap_id, root, make) if found else _open_handle(entry, root)
+    if found:
+        handle = _open_linked(entry, found.remap_id, root, make)
+    else:
+        handle = _open_at(entry, root, make)
     try:
         _verify(entry, os.fstat(handle))
         yield handle
@@ -235,6 +251,19 @@ def _open_linked(entry: Any, linked_id: int, root: int, make: Restore) -> int:
     names = get_path(linked, "name"), get_path(entry, "name")
     make.once(("linked", linked_id), lambda: vanish(*names, root, make))
     return handle
+
+
+def _open_at(entry: Any, root: int, make: Restore) -> int:
+    """Open a file at its path, a device whose node is gone at another if that is allowed."""
+    try:
+        return _open_handle(entry, root)
+    except ImageError:
+        if not (make.options.evasive_devices and stat.S_ISCHR(entry.mode)):
+            raise
+        fd = devices.open_usual(get_path(entry, "name"), _HANDLE, root)
+        if fd is None:
+            raise
+        return fd
 
 
 def _open_handle(entry: Any, root: int) -> int:

@@ -21,7 +21,8 @@ import struct
 import termios
 from typing import Any
 
-from ckpt.errors import CkptError, ImageError, KernelError, Unsupported
+from ckpt.errors import CkptError, ImageError, KernelError, OptionsError, Unsupported
+from ckpt.files.external import inherited, tty_key
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
 from ckpt.files.sockopts import doing
 from ckpt.files.ttyinfo import PTY_SLAVES, Kind, identify, read_info, set_mode
@@ -56,7 +57,7 @@ class Tty(FileKind):
             raise Unsupported(f"{file.name}: a terminal line of the machine", hint="close it first")
         _check_alive(file)
         if _is_outside(file, kind):
-            if not (options.shell_job or _external_name(file) in options.external):
+            if not (options.shell_job or tty_key(file) in options.external):
                 raise Unsupported(
                     f"{file.name}: a terminal whose other end is outside the dump",
                     hint="use --shell-job to restore it onto the terminal of the restore",
@@ -73,8 +74,8 @@ class Tty(FileKind):
             _check_unread(file)
         if out.first("tty", info_id):
             info = read_info(file, kind, info_id)
-            if outside and _external_name(file) in out.options.external:
-                info.type = pb.TtyType.Value("EXT_TTY")
+            if outside and tty_key(file) in out.options.external:
+                info.type = Kind.EXT_TTY
             out.writer("tty-info").append(info)
         return pb.tty_file_entry(
             **file.common(), tty_info_id=info_id, regf_id=_save_path(file, out)
@@ -95,10 +96,6 @@ class Tty(FileKind):
         outside = _open_outside(info, entry, flags, make)
         make.once(("tty mode", entry.tty_info_id), lambda: set_mode(outside, info, size=False))
         return outside
-
-
-def _external_name(file: OpenFile) -> str:
-    return f"tty[{file.stat.st_rdev:x}:{file.stat.st_dev:x}]"
 
 
 def _is_outside(file: OpenFile, kind: Kind) -> bool:
@@ -258,9 +255,14 @@ def _put_back(master: int, slave: int, unread: list[tuple[bool, bytes]]) -> None
 
 def _open_outside(info: Any, entry: Any, flags: int, make: Restore) -> int:
     """Open the terminal that stands for one whose other end was outside, or a console."""
-    inherited = make.options.inherit_fd.get(f"tty[{info.rdev:x}:{info.dev:x}]")
-    if inherited is not None:
-        return os.dup(inherited)
+    key = f"tty[{info.rdev:x}:{info.dev:x}]"
+    if (fd := inherited(make.options, key)) is not None:
+        return fd
+    if info.type == Kind.EXT_TTY:
+        raise OptionsError(
+            f"{key}: the dump left this terminal outside",
+            hint=f"--inherit-fd 'fd[N]:{key}' puts descriptor N in its place",
+        )
     with doing("open a terminal"):
         if info.type == Kind.CONSOLE:
             return os.open(get_path(make.entry(entry.regf_id).reg, "name"), flags)

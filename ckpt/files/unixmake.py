@@ -30,6 +30,7 @@ class _Plan(NamedTuple):
 
     entries: dict[int, Entry]
     made: Made
+    make: Restore
 
     def peer(self, entry: Entry) -> Entry | None:
         """Return the record of the other end, if there is one."""
@@ -52,13 +53,13 @@ class _Plan(NamedTuple):
 def make_all(make: Restore) -> Made:
     """Return every unix socket of the image by file id. Raises ImageError, KernelError."""
     records = (r.usk for r in make.entries.values() if r.type == pb.FD_UNIXSK)
-    plan = _Plan({entry.ino: entry for entry in records}, {})
+    plan = _Plan({entry.ino: entry for entry in records}, {}, make)
     for entry in plan.inside():
         if entry.peer and plan.peer(entry) is None:
             raise ImageError(f"files.img: unix socket {entry.id}: its peer is not in the image")
     _make_listeners(plan)
-    _make_connections(plan, make)
-    _make_datagrams(plan, make)
+    _make_connections(plan)
+    _make_datagrams(plan)
     for entry in plan.inside():
         sock = plan.made[entry.id]
         restore_options(sock, entry.opts)
@@ -73,9 +74,9 @@ def _socket(entry: Entry) -> socket.socket:
         return socket.socket(socket.AF_UNIX, entry.type)
 
 
-def _listener(entry: Entry, backlog: int) -> socket.socket:
+def _listener(plan: _Plan, entry: Entry, backlog: int) -> socket.socket:
     sock = _socket(entry)
-    bind(sock, entry)
+    bind(sock, entry, plan.make)
     with doing("listen on a unix socket"):
         sock.listen(backlog)
     return sock
@@ -84,23 +85,23 @@ def _listener(entry: Entry, backlog: int) -> socket.socket:
 def _make_listeners(plan: _Plan) -> None:
     for entry in plan.inside():
         if entry.state == LISTEN:
-            plan.made[entry.id] = _listener(entry, entry.backlog)
+            plan.made[entry.id] = _listener(plan, entry, entry.backlog)
 
 
 # --- streams and sequences of packets
 
 
-def _make_connections(plan: _Plan, make: Restore) -> None:
+def _make_connections(plan: _Plan) -> None:
     for entry in plan.left(socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
         if entry.id in plan.made or _waits(plan, entry):
             continue
         if plan.is_pair(entry):
-            _make_pair(plan, entry, make)
+            _make_pair(plan, entry)
         elif entry.state == ESTABLISHED:
-            _make_widow(plan, entry, make)
+            _make_widow(plan, entry)
         else:
             plan.made[entry.id] = _socket(entry)
-            bind(plan.made[entry.id], entry)
+            bind(plan.made[entry.id], entry, plan.make)
     for entry in plan.left(socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
         _make_waiting(plan, entry)
 
@@ -111,21 +112,21 @@ def _waits(plan: _Plan, entry: Entry) -> bool:
     return peer is not None and peer.state == LISTEN and not peer.uflags & EXTERNAL
 
 
-def _make_pair(plan: _Plan, entry: Entry, make: Restore) -> None:
+def _make_pair(plan: _Plan, entry: Entry) -> None:
     peer = plan.peer(entry)
     assert peer is not None
     if peer.name and (not entry.name or _shares_name(plan, peer)):
         entry, peer = peer, entry
     server, client = _connection(plan, entry, peer)
     plan.made.update({entry.id: server, peer.id: client})
-    send_all(client, queue_of(entry.id, make))
-    send_all(server, queue_of(peer.id, make))
+    send_all(client, queue_of(entry.id, plan.make))
+    send_all(server, queue_of(peer.id, plan.make))
 
 
-def _make_widow(plan: _Plan, entry: Entry, make: Restore) -> None:
+def _make_widow(plan: _Plan, entry: Entry) -> None:
     """Make a connection whose other end is closed already."""
     server, client = _connection(plan, entry, None)
-    send_all(client, queue_of(entry.id, make))
+    send_all(client, queue_of(entry.id, plan.make))
     client.close()
     plan.made[entry.id] = server
 
@@ -139,10 +140,10 @@ def _connection(
             return socket.socketpair(socket.AF_UNIX, entry.type)
     client = _socket(entry)
     if peer is not None:
-        bind(client, peer)
+        bind(client, peer, plan.make)
     if (known := _find_listener(plan, entry)) is not None:
         return _accepted(known, client, entry), client
-    with _listener(entry, 1) as listener:
+    with _listener(plan, entry, 1) as listener:
         return _accepted(listener, client, entry), client
 
 
@@ -172,46 +173,46 @@ def _make_waiting(plan: _Plan, entry: Entry) -> None:
     listener = plan.peer(entry)
     assert listener is not None
     sock = plan.made[entry.id] = _socket(entry)
-    bind(sock, entry)
+    bind(sock, entry, plan.make)
     connect(sock, plan.made[listener.id], listener.name)
 
 
 # --- datagrams
 
 
-def _make_datagrams(plan: _Plan, make: Restore) -> None:
+def _make_datagrams(plan: _Plan) -> None:
     entries = plan.left(socket.SOCK_DGRAM)
     for entry in entries:
         if entry.id not in plan.made:
-            _make_datagram(plan, entry, make)
+            _make_datagram(plan, entry)
     for entry in entries:
         peer = plan.peer(entry)
         if peer is not None and not plan.is_pair(entry):
             _connect_datagram(plan, entry, peer)
 
 
-def _make_datagram(plan: _Plan, entry: Entry, make: Restore) -> None:
+def _make_datagram(plan: _Plan, entry: Entry) -> None:
     """Make it, with its pair if it has one, bound and filled."""
     if plan.is_pair(entry):
-        _make_datagram_pair(plan, entry, make)
+        _make_datagram_pair(plan, entry)
     elif entry.state == ESTABLISHED and not entry.name and not entry.peer:
-        _make_widow(plan, entry, make)
+        _make_widow(plan, entry)
     else:
         sock = plan.made[entry.id] = _socket(entry)
-        bind(sock, entry)
-        _fill(sock, entry, make)
+        bind(sock, entry, plan.make)
+        _fill(sock, entry, plan.make)
 
 
-def _make_datagram_pair(plan: _Plan, entry: Entry, make: Restore) -> None:
+def _make_datagram_pair(plan: _Plan, entry: Entry) -> None:
     peer = plan.peer(entry)
     assert peer is not None
     with doing("socketpair AF_UNIX"):
         one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     plan.made.update({entry.id: one, peer.id: other})
-    bind(one, entry)
-    bind(other, peer)
-    send_all(other, queue_of(entry.id, make))
-    send_all(one, queue_of(peer.id, make))
+    bind(one, entry, plan.make)
+    bind(other, peer, plan.make)
+    send_all(other, queue_of(entry.id, plan.make))
+    send_all(one, queue_of(peer.id, plan.make))
 
 
 def _fill(sock: socket.socket, entry: Entry, make: Restore) -> None:

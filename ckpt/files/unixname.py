@@ -18,11 +18,11 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ckpt.errors import KernelError, Unsupported
-from ckpt.files.kind import OpenFile
+from ckpt.files.kind import OpenFile, Restore
 from ckpt.files.sockopts import doing
 from ckpt.image import pb
 from ckpt.image.text import get_path
@@ -98,11 +98,11 @@ def _is_there(pid: int, path: bytes, found: os.stat_result) -> bool:
 # --- restore
 
 
-def bind(sock: socket.socket, entry: pb.unix_sk_entry) -> None:
+def bind(sock: socket.socket, entry: pb.unix_sk_entry, make: Restore) -> None:
     """Bind a socket to the name of an entry, if it has one; a path's file gets its owner back.
 
-    A socket file nobody is bound to is removed first. Raises KernelError: EADDRINUSE if somebody
-    is, or another file is in the way.
+    If the restore fails, that file goes again. A socket file nobody is bound to is removed first.
+    Raises KernelError: EADDRINUSE if somebody is, or another file is in the way.
     """
     if not entry.name:
         return
@@ -112,17 +112,19 @@ def bind(sock: socket.socket, entry: pb.unix_sk_entry) -> None:
                 sock.bind(entry.name)
         elif entry.deleted:
             with _aside(bare(entry.name)):
-                _bind_path(sock, entry)
+                _bind_path(sock, entry, make)
                 os.unlink(bare(entry.name))
         else:
             _remove_stale(bare(entry.name))
-            _bind_path(sock, entry)
+            _bind_path(sock, entry, make)
 
 
-def _bind_path(sock: socket.socket, entry: pb.unix_sk_entry) -> None:
+def _bind_path(sock: socket.socket, entry: pb.unix_sk_entry, make: Restore) -> None:
     path = bare(entry.name)
     with doing(f"bind unix socket {_shown(path)}"):
         sock.bind(path)
+        made, place = os.lstat(path), os.path.abspath(path)
+        make.undo(lambda: _remove(place, made))
     if entry.HasField("file_perms"):
         perms = entry.file_perms
         with doing(f"chown, chmod {_shown(path)}"):
@@ -130,6 +132,13 @@ def _bind_path(sock: socket.socket, entry: pb.unix_sk_entry) -> None:
             if (now.st_uid, now.st_gid) != (perms.uid, perms.gid):
                 os.chown(path, perms.uid, perms.gid)
             os.chmod(path, stat.S_IMODE(perms.mode))
+
+
+def _remove(path: bytes, made: os.stat_result) -> None:
+    """Remove a socket file, if that is still what is there."""
+    with suppress(OSError):
+        if os.path.samestat(os.lstat(path), made):
+            os.unlink(path)
 
 
 @contextmanager
