@@ -6,7 +6,7 @@ the process runs again. Every thread answers at the same time as the others.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -191,11 +191,12 @@ class Errand:
 
 
 def fetch_userfaultfd(
-    pid: int, pidfd: int, features: Feature
-) -> tuple[Userfaultfd, dict[int, Wait]]:
+    pid: int, pidfd: int, features: Feature, register: Callable[[Userfaultfd], None]
+) -> dict[int, Wait]:
     """Have a running process open a userfaultfd, take it over, and leave none with it.
 
-    Returns it, and the waits that stopping the process for it has interrupted.
+    Gives it to register while the process is stopped: its mappings are whole then. Returns the
+    waits that stopping the process has interrupted.
     Raises KernelError (EPERM: it may not, nor may we for it).
     """
     with Errand(pid) as errand, Frozen(pid) as frozen, errand.lent(frozen) as remote:
@@ -205,7 +206,8 @@ def fetch_userfaultfd(
         batch.call(NR.ioctl, fd, UFFDIO_API, request, must=True)
         try:
             remote.infect(one.regs, one.sigmask, errand.gadget, batch)
-            return Userfaultfd(pidfd_getfd(pidfd, fd.ret)), frozen.waits
+            register(Userfaultfd(pidfd_getfd(pidfd, fd.ret)))
+            return frozen.waits
         finally:
             number = fd.ret
             if number >= 0:

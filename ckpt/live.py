@@ -9,24 +9,29 @@ protected. That instant is the image's: after it nothing is left to be saved, so
 unmap, execute or die as it likes.
 """
 
+import errno
 import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import NamedTuple
 
+from ckpt.errors import KernelError, TargetDied
 from ckpt.freeze import Frozen
 from ckpt.image import pb
 from ckpt.image.pages import PAGE, PageWriter
 from ckpt.infect import fetch_userfaultfd
 from ckpt.kernel.maps import MapsEntry, SmapsEntry, maps, smaps
-from ckpt.kernel.pagemap import Page, Region, scan
-from ckpt.kernel.userfaultfd import TRACKING
+from ckpt.kernel.pagemap import Page, Region
+from ckpt.kernel.userfaultfd import TRACKING, Userfaultfd
 from ckpt.log import INFO
 from ckpt.memory import pages, vmas
+from ckpt.memory.coverage import Coverage
 from ckpt.memory.layout import Range, intersect, subtract, union
 from ckpt.memory.spool import Spool
-from ckpt.memory.tracker import Tracker, runs_of
-from ckpt.memory.vmas import MAP_HUGETLB, Status
+from ckpt.memory.tracker import Tracker, ranges_of
+from ckpt.memory.vmas import Status
 from ckpt.snapshot import Snapshot, mapped_file, open_proc
 
 _ENOUGH = 64  # pages: copying so few costs the freeze less than another pass would save
@@ -52,85 +57,80 @@ class Live:
         self.passes: list[Pass] = []
         self.copied_frozen = 0
         self._known: dict[MapsEntry, pb.vma_entry] = {}
-        self._lost: list[Range] = []
         self._pending: list[int] = []
         self._ever: set[int] = set()
         self._frozen_copy: list[tuple[list[tuple[int, int]], bytearray]] = []
         self._blind: list[Range] = []
         self._there: list[Range] = []
         self._guards: list[pb.vma_entry] = []
+        self._held = ExitStack()
+        self._tracker: Tracker
+        snapshot.waits = fetch_userfaultfd(self.pid, snapshot.pidfd, TRACKING, self._register)
 
-        uffd, snapshot.waits = fetch_userfaultfd(self.pid, snapshot.pidfd, TRACKING)
-        self._tracker = Tracker(uffd)
+    def _register(self, uffd: Userfaultfd) -> None:
+        mappings = [(one.start, one.end) for one in maps(self.pid) if _trackable(one)]
+        self._tracker = Tracker(uffd, mappings)
 
     def __enter__(self) -> "Live":
-        self._tracker.__enter__()
-        self._pagemap = open_proc(self.pid, "pagemap")
-        self._mem = open_proc(self.pid, "mem")
+        with ExitStack() as held:
+            held.callback(self._tracker.close)
+            self._pagemap = open_proc(self.pid, "pagemap")
+            held.callback(os.close, self._pagemap)
+            self._mem = open_proc(self.pid, "mem")
+            held.callback(os.close, self._mem)
+            self._tracker.start()
+            self._coverage = Coverage(self._tracker, self._pagemap)
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tracker.close()
-        os.close(self._pagemap)
-        os.close(self._mem)
+        self._held.close()
 
     # --- while it runs
 
     def prepare(self) -> None:
         """Look ahead, protect, and copy until little is left to copy."""
-        first = self._look()
+        with _alive(self.pid):
+            self._copy_all()
+            self._converge()
+            # The freeze only sees whether mappings are the same: what madvise(2) says is taken now.
+            self._known = self._look_again()
+            self._coverage.look_for_guards()
+            self._converge()
+
+    def _copy_all(self) -> None:
+        since = time.monotonic_ns()
+        first = self._coverage.look()
         image = self.snapshot.image
         self._writer = PageWriter(image, "pagemap", self.pid, self.snapshot.pages_id())
+        self._held.callback(self._writer.abandon)
         self._spool = Spool(self._writer, image.fd, first)
-        since = time.monotonic_ns()
+        self._held.callback(self._spool.close)
         runs = [Region(start, end, Page(0)) for start, end in first]
         log = self.snapshot.files.options.log
         pages.copy(self.pid, self._mem, runs, self._writer, log, running=True)
         self._note(self._spool.size // PAGE, since)
-        self._converge()
-        # The freeze only sees whether mappings are the same: what madvise(2) says is taken now.
-        self._known = self._look_again()
-        self._converge()
-
-    def _look(self) -> list[Range]:
-        """Take down the mappings, protect what can be, and return where its pages are.
-
-        Looked at twice: protection makes what is not there look like swapped out, and before it
-        pages may come that nobody logs.
-        """
-        file_id = partial(mapped_file, self.snapshot)
-        found: list[Range] = []
-        for mapping in smaps(self.pid):
-            entry = vmas.dump(mapping, file_id)
-            self._known[_plain(mapping)] = entry
-            if _trackable(entry):
-                self._guards += pages.dumped(self._pagemap, entry)[1]
-                found += self._pages(entry, Page.PRESENT | Page.SWAPPED)
-                if self._tracker.arm((mapping.start, mapping.end)):
-                    found += self._pages(entry, Page.PRESENT)
-        return union(found)
-
-    def _pages(self, entry: pb.vma_entry, any_of: Page) -> list[Range]:
-        none_of = Page.PFNZERO | Page.GUARD
-        found = scan(self._pagemap, entry.start, entry.end, any_of=any_of, none_of=none_of)
-        return [(run.start, run.end) for run in found]
 
     def _converge(self) -> None:
         before = 0
         while True:
             log, lost = self._tracker.take()
             self._ever.update(log)
+            self._coverage.lose(lost)
+            new = self._coverage.look()
             log, self._pending = [*self._pending, *log], []
-            self._lost += lost
-            stuck = before and len(log) > before // 2 and len(self.passes) > 4
-            if len(log) <= _ENOUGH or stuck or len(self.passes) >= _PASSES:
+            count = len(log) + sum(end - start for start, end in new) // PAGE
+            stuck = before and count > before // 2 and len(self.passes) > 4
+            if count <= _ENOUGH or stuck or len(self.passes) >= _PASSES:
+                self._copy([(start, end - start) for start, end in new], running=True)
                 self._pending = log
                 return
-            since, before = time.monotonic_ns(), len(log)
-            dirty = runs_of(set(log))
-            self._tracker.protect(dirty)
-            self._copy(dirty, running=True)
-            self._note(len(log), since)
+            since, before = time.monotonic_ns(), count
+            written = intersect(ranges_of(log), self._coverage.seen)
+            self._tracker.protect(written)
+            dirty = union([*written, *new])
+            self._copy([(start, end - start) for start, end in dirty], running=True)
+            self._note(count, since)
 
     def _note(self, count: int, since: int) -> None:
         took = time.monotonic_ns() - since
@@ -155,29 +155,28 @@ class Live:
     def freeze(self, frozen: Frozen) -> None:
         """Take what the log still has, and all that it could not see. The process is stopped."""
         snapshot, known = self.snapshot, self._known
-        self._tracker.drain()
-        log, lost = self._tracker.take()
+        with _alive(self.pid):
+            self._tracker.drain()
+            log, lost = self._tracker.take()
+        self._coverage.lose(lost)
         now = maps(self.pid)
         if any(mapping not in known for mapping in now):
             known = self._look_again()
         snapshot.vmas = [known[mapping] for mapping in now]
-        seen = subtract(union(self._tracker.armed), self._lost + lost)
+        seen = self._coverage.seen
         pages_now = {*self._pending, *log}
         if any(entry.reg.flags & os.O_DIRECT for entry in snapshot.entries):
             # Direct I/O writes to a page long after the fault that told of it.
             pages_now |= self._ever
-        dirty = runs_of(pages_now)
-        wanted = intersect([(start, start + length) for start, length in dirty], seen)
+        wanted = intersect(ranges_of(pages_now), seen)
         wanted = intersect(wanted, [(entry.start, entry.end) for entry in snapshot.vmas])
-        guards = [guard for guard in self._guards if intersect([(guard.start, guard.end)], seen)]
         for entry in snapshot.vmas:
             blind = subtract([(entry.start, entry.end)], seen)
             for part in blind:
                 found, guarded = pages.dumped(self._pagemap, entry, part)
                 self._there += [(run.start, run.end) for run in found]
-                guards += guarded
+                self._guards += guarded
             self._blind += blind
-        self._guards = guards
         for pieces, size in _chunks([(a, b - a) for a, b in union([*wanted, *self._there])]):
             room = bytearray(size)
             pages.read_into(self.pid, self._mem, pieces, memoryview(room))
@@ -185,9 +184,16 @@ class Live:
             self.copied_frozen += size // PAGE
 
     def _look_again(self) -> dict[MapsEntry, pb.vma_entry]:
-        """Take down the mappings anew: some may have come, gone or changed."""
+        """Take down the mappings; one may go while the process runs, and is then left out."""
         file_id = partial(mapped_file, self.snapshot)
-        return {_plain(mapping): vmas.dump(mapping, file_id) for mapping in smaps(self.pid)}
+        found = {}
+        for mapping in smaps(self.pid):
+            try:
+                found[_plain(mapping)] = vmas.dump(mapping, file_id)
+            except KernelError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+        return found
 
     # --- when it runs again
 
@@ -218,13 +224,24 @@ def _plain(mapping: SmapsEntry) -> MapsEntry:
     return MapsEntry(*(getattr(mapping, field) for field in MapsEntry._fields))
 
 
-def _trackable(entry: pb.vma_entry) -> bool:
+def _trackable(mapping: MapsEntry) -> bool:
     """Say whether writes to a mapping can be tracked: anonymous and private, of ordinary pages."""
-    return (
-        vmas.is_private(entry)
-        and bool(entry.status & Status.ANON_PRIVATE)
-        and not entry.flags & MAP_HUGETLB
-    )
+    path = mapping.path
+    ours = path in ("", "[heap]", "[stack]") or path.startswith("[anon:")
+    return ours and not mapping.shared and not mapping.inode
+
+
+@contextmanager
+def _alive(pid: int) -> Iterator[None]:
+    """Say what it means when the address space that we look at is no more."""
+    try:
+        yield
+    except KernelError as error:
+        if error.errno != errno.ESRCH:
+            raise
+        raise TargetDied(
+            f"pid {pid} ended, or executed another program, while its memory was being saved"
+        ) from error
 
 
 def _chunks(ranges: list[tuple[int, int]]) -> "list[tuple[list[tuple[int, int]], int]]":

@@ -82,7 +82,11 @@ class PageWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
-        elif self.fd >= 0:
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the file if close() has not, and write no pagemap."""
+        if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 

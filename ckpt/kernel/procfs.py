@@ -17,6 +17,7 @@ import errno
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from ckpt.errors import CkptError, KernelError, NoSuchTask, NotPermitted
@@ -497,8 +498,11 @@ def children(pid: Pid) -> list[int]:
 
     proc_tid_children(5): only complete if the children are stopped (needs CONFIG_PROC_CHILDREN).
     """
-    found = (read(pid, f"task/{tid}/children").split() for tid in threads(pid))
-    return sorted(int(child) for words in found for child in words)
+    found: list[int] = []
+    for tid in threads(pid):
+        with suppress(NoSuchTask):  # a thread may end at any time
+            found += map(int, read(pid, f"task/{tid}/children").split())
+    return sorted(found)
 
 
 def fds(pid: Pid) -> list[int]:

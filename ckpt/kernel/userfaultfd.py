@@ -13,6 +13,7 @@ Facts that bite:
 """
 
 import errno
+import os
 from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from typing import NamedTuple
 from ckpt.kernel.arch import NR, TASK_SIZE
 from ckpt.kernel.ffi import check, ffi, lib, syscall
 
-UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
+UFFDIO_API, _UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
 _UFFDIO_WAKE, _UFFDIO_POISON = 0x8010AA02, 0xC020AA08
 _API = 0xAA
 _ROOM = 1024
@@ -110,17 +111,22 @@ class Userfaultfd:
         check(ret, "UFFDIO_REGISTER", addr=start)
         return True
 
-    def unregister(self, start: int, end: int) -> None:
-        """Take a range out again; what is gone meanwhile is no error."""
-        arg = ffi.new("uint64_t[2]", [start, end - start])
-        syscall(NR.ioctl, self.fd, _UFFDIO_UNREGISTER, int(ffi.cast("uintptr_t", arg)))
-
     def protect(self, ranges: list[tuple[int, int]], *, on: bool = True) -> int:
-        """Protect ranges (start, length), or not; returns how many before events must be read."""
+        """Protect ranges (start, length), or not; returns how many, if events must be read first.
+
+        Raises KernelError, ESRCH if the address space is no more: the task has ended, or executes
+        something else.
+        """
         done = lib.core_uffd_protect(
             self.fd, ffi.new("struct core_range[]", ranges), len(ranges), on
         )
         return check(done, "UFFDIO_WRITEPROTECT", addr=ranges[0][0] if ranges else None)
+
+    def give_up(self) -> None:
+        """Close it at once, but keep its number: another thread may be about to use it."""
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        os.dup2(null, self.fd, inheritable=False)
+        os.close(null)
 
     def serve(self) -> tuple[bytes, list[Event]]:
         """Answer write faults, which takes the page's protection away, and read other events.

@@ -18,6 +18,7 @@ from ckpt.memory.layout import Range
 
 _Piece = tuple[int, int, int]
 _EDITS = 256
+_AT_ONCE = 1 << 20
 _COLLAPSE, _INSERT = 8, 0x20  # FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE
 
 
@@ -89,21 +90,28 @@ class Spool:
 
     def _edit(self, edits: "list[_Edit]") -> bool:
         """Insert and take out, from the back to the front; False if the file system cannot."""
-        moved = False
+        fd, size, moved = self._writer.fd, self.size, False
         for edit in reversed(edits):
-            if edit.source is None and edit.offset + edit.length == self.size:
-                os.ftruncate(self._writer.fd, edit.offset)
-            elif edit.source is None or edit.offset < self.size:
+            at_end = edit.offset + (0 if edit.source is not None else edit.length) == size
+            if not at_end:
                 mode = _COLLAPSE if edit.source is None else _INSERT
-                ret = syscall(NR.fallocate, self._writer.fd, mode, edit.offset, edit.length)
+                ret = syscall(NR.fallocate, fd, mode, edit.offset, edit.length)
                 if ret < 0 and not moved:
                     return False
                 check(ret, "fallocate of the pages file")
                 moved = True
-            if edit.source is not None:
-                pages = os.pread(self._extra_fd, edit.length, edit.source)
-                self._writer.pwrite(memoryview(pages), edit.offset)
+            if edit.source is None:
+                size -= edit.length
+                os.ftruncate(fd, size)
+            else:
+                size += edit.length
+                self._fill(edit.offset, edit.source, edit.length)
         return True
+
+    def _fill(self, offset: int, source: int, length: int) -> None:
+        for at in range(0, length, _AT_ONCE):
+            pages = os.pread(self._extra_fd, min(_AT_ONCE, length - at), source + at)
+            self._writer.pwrite(memoryview(pages), offset + at)
 
     def _pieces(self, wanted: Iterable[Range]) -> "Iterator[_Piece]":
         """Yield (descriptor, offset, length) for the wanted pages."""

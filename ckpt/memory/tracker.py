@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pages does a running process write? A log, by write-protect faults.
 
-Mappings are registered whole, so none is split, and protected while the process runs. A thread of
-ours answers each fault by taking the protection of that page away and writing it down; to see
-the next write to it, it has to be protected again. Memory that is discarded, unmapped or moved
-loses its protection with its pages; those ranges are kept apart as lost: there the log is blind.
+Mappings are registered whole, while the process is stopped, as a part of one would be split off,
+which makes mremap(2) fail; they are protected while it runs. A thread of ours answers each fault by
+taking the protection of that page away and writing it down; to see the next write to it, it has
+to be protected again. Memory that is discarded, unmapped or moved loses its protection with its
+pages; those ranges are kept apart as lost: there the log is blind.
 """
 
 import errno
@@ -19,7 +20,7 @@ from contextlib import suppress
 
 from ckpt.errors import CkptError, KernelError
 from ckpt.kernel.userfaultfd import Kind, Mode, Userfaultfd
-from ckpt.memory.layout import Range, subtract
+from ckpt.memory.layout import Range, subtract, union
 
 PAGE = 4096
 _CHUNK = 64 << 20  # what one ioctl protects: it holds up who wants to map
@@ -28,10 +29,13 @@ _PATIENCE_S = 10.0
 
 
 class Tracker:
-    """The log of one process. A context manager; leaving it sets the process free of us."""
+    """The log of one process. Owns the userfaultfd; closing it sets the process free of us.
 
-    def __init__(self, uffd: Userfaultfd) -> None:
-        self.armed: list[Range] = []
+    mappings are what is to be registered, if it can be; the process is stopped.
+    """
+
+    def __init__(self, uffd: Userfaultfd, mappings: Iterable[Range]) -> None:
+        self.registered = union(one for one in mappings if uffd.register(*one, Mode.WP))
         self.faults = 0
         self._uffd = uffd
         self._log: list[bytes] = []
@@ -44,24 +48,25 @@ class Tracker:
         self._thread = threading.Thread(target=self._serve, name="faults", daemon=True)
         self._switch_interval = sys.getswitchinterval()
 
-    def __enter__(self) -> "Tracker":
+    def start(self) -> None:
+        """Begin to answer; what we are told of waits until then."""
         # A fault waits for the thread that answers it, and that one for the interpreter.
         sys.setswitchinterval(_SWITCH_INTERVAL)
         self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
-        """Unregister everything and end; the process may run, or be gone."""
+        """Let go of everything and end; the process may run, or be gone.
+
+        Closing takes the kernel a walk over all that is registered, under a lock that faults need:
+        quick where the protection is gone before. To unregister part by part would split mappings.
+        """
         if self._wake < 0:
             return
-        for start, end in self.armed:
-            for at in range(start, end, _CHUNK):
-                self._uffd.unregister(at, min(at + _CHUNK, end))
+        with suppress(KernelError):  # gone, or being changed: closing does it
+            self._uffd.protect(_cut(self.registered), on=False)
         os.eventfd_write(self._wake, 1)
-        self._thread.join()
+        if self._thread.ident:
+            self._thread.join()
         self._uffd.close()
         os.close(self._wake)
         self._wake = -1
@@ -80,6 +85,7 @@ class Tracker:
                 self._take()
         except BaseException as error:  # raised where the log is asked for
             self._error = error
+            self._uffd.give_up()
 
     def _take(self) -> bool:
         """Answer and log what is there; False if nothing was and nothing is left unanswered.
@@ -109,29 +115,20 @@ class Tracker:
 
     # --- what the log is asked
 
-    def arm(self, mapping: Range) -> bool:
-        """Register a mapping and protect it; False if the kernel cannot."""
-        start, end = mapping
-        if not self._uffd.register(start, end, Mode.WP):
-            return False
-        self.armed.append(mapping)
-        self.protect([(at, min(_CHUNK, end - at)) for at in range(start, end, _CHUNK)])
-        return True
-
-    def protect(self, ranges: list[tuple[int, int]]) -> None:
-        """Protect ranges (start, length), but for what is lost."""
+    def protect(self, ranges: Iterable[Range]) -> None:
+        """Protect ranges (start, end), but for what is lost."""
         deadline = time.monotonic() + _PATIENCE_S
-        while ranges:
-            if self._error:
-                raise CkptError(f"tracking writes: {self._error}") from self._error
-            done = self._uffd.protect(ranges)
-            ranges = ranges[done:]
+        left = _cut(ranges)
+        while left:
+            self._check()
+            done = self._uffd.protect(left)
+            left = left[done:]
             if done:
                 deadline = time.monotonic() + _PATIENCE_S
             elif time.monotonic() > deadline:
-                raise KernelError(errno.ENOENT, "UFFDIO_WRITEPROTECT", addr=ranges[0][0])
+                raise KernelError(errno.ENOENT, "UFFDIO_WRITEPROTECT", addr=left[0][0])
             else:
-                ranges = self._left(ranges)
+                left = self._left(left)
 
     def _left(self, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Take out of ranges (start, length) what is lost by now."""
@@ -140,8 +137,15 @@ class Tracker:
         left = subtract(((start, start + length) for start, length in ranges), lost)
         return [(start, end - start) for start, end in left]
 
+    def _check(self) -> None:
+        if isinstance(self._error, CkptError):
+            raise self._error
+        if self._error:
+            raise CkptError(f"tracking writes: {self._error}") from self._error
+
     def take(self) -> tuple[list[int], list[Range]]:
         """Return the pages written since the last call, in their order, and the ranges lost."""
+        self._check()
         with self._lock:
             log, self._log = array("Q", b"".join(self._log)), []
             lost, self._lost = self._lost, []
@@ -153,19 +157,30 @@ class Tracker:
         """Read what is still queued; the process is stopped, so nothing is added meanwhile."""
         while self._take():
             pass
+        self._check()
+        if self.registered:
+            # For what it raises if this is not the process's memory any more.
+            self._uffd.protect([(self.registered[0][0], PAGE)], on=False)
 
 
-def runs_of(pages: Iterable[int]) -> list[tuple[int, int]]:
-    """Return pages as sorted ranges (start, length), adjacent ones put together."""
-    found: list[tuple[int, int]] = []
+def _cut(ranges: Iterable[Range]) -> list[tuple[int, int]]:
+    """Return ranges as (start, length), none longer than what one call may take."""
+    return [
+        (at, min(_CHUNK, end - at)) for start, end in ranges for at in range(start, end, _CHUNK)
+    ]
+
+
+def ranges_of(pages: Iterable[int]) -> list[Range]:
+    """Return pages as sorted ranges, adjacent ones put together."""
+    found: list[Range] = []
     start = end = 0
-    for page in sorted(pages):
+    for page in sorted(set(pages)):
         if page == end:
             end += PAGE
             continue
         if end:
-            found.append((start, end - start))
+            found.append((start, end))
         start, end = page, page + PAGE
     if end:
-        found.append((start, end - start))
+        found.append((start, end))
     return found

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Of which memory is the log of writes complete, and which pages were in it when that began?
+
+Memory is seen in blocks, and only those that have pages: to protect what is not there takes page
+tables, gigabytes for what some programs set aside and never use. What is not seen is looked at in
+the freeze, which is quick where there is nothing.
+"""
+
+from collections.abc import Iterable
+
+from ckpt.kernel.pagemap import Page, Region, scan
+from ckpt.memory.layout import Range, intersect, subtract, union
+from ckpt.memory.tracker import Tracker
+
+_BLOCK = 2 << 20  # what one page table is for
+_HERE = Page.PRESENT | Page.SWAPPED
+
+
+class Coverage:
+    """What a tracker sees of the ranges that are registered with it."""
+
+    def __init__(self, tracker: Tracker, pagemap: int) -> None:
+        self.seen: list[Range] = []
+        """Where every page that comes up or is written to is in the log."""
+        self._tracker, self._pagemap = tracker, pagemap
+        self._lost: list[Range] = []
+
+    def lose(self, ranges: Iterable[Range]) -> None:
+        """Take note of memory that has gone, or will have by the freeze: it is not seen again.
+
+        The kernel tells of what is discarded before it does that: to protect it anew might be
+        before, too, and then in vain.
+        """
+        self._lost = union([*self._lost, *ranges])
+        self.seen = subtract(self.seen, self._lost)
+
+    def look(self) -> list[Range]:
+        """Protect the blocks that have come to have pages, and return where those are.
+
+        Looked at twice: protection makes what is not there look like swapped out, and before it
+        pages may come that nobody logs. Guard pages come and go without a word (madvise(2)): where
+        there are any, nothing is seen.
+        """
+        unseen = subtract(self._tracker.registered, [*self.seen, *self._lost])
+        found = self._scan(unseen, _HERE | Page.GUARD)
+        guarded = _blocks(run for run in found if run.categories & Page.GUARD)
+        here = [run for run in found if not run.categories & Page.GUARD]
+        blocks = subtract(intersect(_blocks(here), unseen), guarded)
+        self._tracker.protect(blocks)
+        self.seen = union([*self.seen, *blocks])
+        here += self._scan(blocks, Page.PRESENT)
+        return intersect(union((run.start, run.end) for run in here), blocks)
+
+    def look_for_guards(self) -> None:
+        """Lose sight of the blocks where guard pages have come up."""
+        self.lose(_blocks(self._scan(self.seen, Page.GUARD)))
+
+    def _scan(self, ranges: Iterable[Range], any_of: Page) -> list[Region]:
+        return [
+            run
+            for start, end in ranges
+            for run in scan(
+                self._pagemap, start, end, any_of=any_of, none_of=Page.PFNZERO, tell=Page.GUARD
+            )
+        ]
+
+
+def _blocks(runs: Iterable[Region]) -> list[Range]:
+    """Return the blocks that have a part in any of the runs."""
+    return union((run.start & -_BLOCK, -(-run.end & -_BLOCK)) for run in runs)

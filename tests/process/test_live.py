@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A live dump is of one instant, byte for byte, and its target does not notice.
+
+The targets (tests/programs/mutate_*.c) change their memory at full speed and check all of it all
+the time, while they are dumped and when they are restored.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from programs import Program, program
+from target import Ckpt, Target
+
+from ckpt.kernel import maps, procfs
+
+pytestmark = pytest.mark.process
+
+MUTATING = (
+    program("mutate_sweep"),
+    program("mutate_maps"),
+    program("mutate_maps_guards", "guards", source="mutate_maps"),
+    program("mutate_kernel"),
+)
+TIMES = 3
+
+
+@pytest.fixture(params=["disk", "memory"])
+def images(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Where images go: gaps in a file are opened and closed on the one, and not on the other."""
+    directory = Path(tempfile.mkdtemp(dir="/dev/shm" if request.param == "memory" else None))
+    yield directory
+    shutil.rmtree(directory)
+
+
+def traces(pid: int) -> dict[str, object]:
+    """What a dump could leave with a process that runs on."""
+    mappings = maps.smaps(pid)
+    return {
+        "userfaultfd": [one for one in mappings if one.vm_flags & {"um", "uw", "ui"}],
+        "descriptors": {fd: procfs.fd_link(pid, fd) for fd in procfs.fds(pid)},
+        "tracer": procfs.status(pid).tracer_pid,
+        "files mapped": sorted({one.path for one in mappings if one.path}),
+        "segments": [one for one in mappings if one.path.startswith("/SYSV")],
+    }
+
+
+def dump(target: Target, images: Path, engine: str) -> None:
+    """Dump it and let it run on; whatever goes wrong, its own word for it comes first."""
+    try:
+        Ckpt().dump(target, images, "-R", "--engine", engine)
+    finally:
+        if (target.directory / "verdict").exists() or target.task.ended():
+            target.judge("the target itself, dumped", images)
+
+
+def dump_and_restore(target: Target, images: Path, engine: str, times: int) -> None:
+    """Dump it some times as it runs; then restore each image, and have the copy check itself."""
+    before = traces(target.pid)
+    places = [images / str(number) for number in range(times)]
+    for place in places:
+        dump(target, place, engine)
+        assert traces(target.pid) == before
+    target.judge("the target itself, running on", places[-1])
+    for place in places:
+        Ckpt().restore(target, place)
+        target.judge(f"the copy from {place}", place)
+
+
+@pytest.mark.parametrize("mutating", MUTATING, ids=lambda one: one.name)
+def test_live(mutating: Program, place: Path, images: Path) -> None:
+    with Target(mutating, place / "target") as target:
+        dump_and_restore(target, images, "live", TIMES)
+
+
+@pytest.mark.parametrize("mutating", MUTATING, ids=lambda one: one.name)
+def test_stop(mutating: Program, place: Path) -> None:
+    """The same with the engine that has no such promise to keep: are the programs right?"""
+    with Target(mutating, place / "target") as target:
+        dump_and_restore(target, place, "stop", 1)
