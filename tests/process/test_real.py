@@ -57,7 +57,7 @@ class Real:
         process.returncode = 0  # a Task reaps it, by pid: Popen must not
         self.task = Task(process.pid)
         try:
-            wait_until(self._is_up, f"{self.name} at work")
+            wait_until(self._is_up, f"{self.name} at work", 4 * DEADLINE)
             self.fill()
         except BaseException:
             self.__exit__()
