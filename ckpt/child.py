@@ -17,6 +17,7 @@ from contextlib import suppress
 
 from ckpt.errors import NoSuchTask
 from ckpt.freeze import Frozen
+from ckpt.guard import Guard
 from ckpt.infect import Errand
 from ckpt.kernel.arch import NO_SYSCALL, NR
 from ckpt.kernel.pidfd import pidfd_open
@@ -78,20 +79,20 @@ def kill(child: int) -> None:
             pass
 
 
-def bury(pid: int, child: int, stub: Range | None = None) -> None:
+def bury(pid: int, child: int, stub: Range | None = None, guard: Guard | None = None) -> None:
     """Have a process wait for a child that no wait() of its own finds, as soon as that is dead.
 
     stub is a segment that may have been left attached in it, to be detached as well.
     """
     with suppress(NoSuchTask):  # the process has ended: the child is init's
         _await_end(child)
-        while not _do_bury(pid, child, stub or (0, 0)):
+        while not _do_bury(pid, child, stub or (0, 0), guard):
             pass
 
 
-def _do_bury(pid: int, child: int, stub: Range) -> bool:
+def _do_bury(pid: int, child: int, stub: Range, guard: Guard | None) -> bool:
     """Do it, unless the thread is still in the stub, from where it goes home by itself."""
-    with Errand(pid) as errand, Frozen(pid) as frozen:
+    with Errand(pid, guard) as errand, Frozen(pid) as frozen:
         one = frozen.leader
         if any(stub[0] <= place < stub[1] for place in (one.regs.ip, one.regs.sp)):
             return False

@@ -8,6 +8,7 @@ from ckpt import namespaces
 from ckpt.engine import Engine, engine
 from ckpt.files import table
 from ckpt.freeze import Frozen
+from ckpt.guard import Guard
 from ckpt.image import pb, stats
 from ckpt.image.directory import ImageDir
 from ckpt.infect import Questions
@@ -37,8 +38,11 @@ def dump(options: DumpOptions) -> DumpReport:
     try:
         check(pid, pidfd, options)
         log.stage("begin")
-        with ImageDir.create(options.images_dir, options.prev_images_dir) as image:
-            snapshot = Snapshot(pid, pidfd, image, options)
+        with (
+            ImageDir.create(options.images_dir, options.prev_images_dir) as image,
+            Guard(pid, pidfd) as guard,
+        ):
+            snapshot = Snapshot(pid, pidfd, image, options, guard)
             try:
                 _dump(snapshot, options)
             except BaseException:
@@ -52,7 +56,10 @@ def dump(options: DumpOptions) -> DumpReport:
 
 def _dump(snapshot: Snapshot, options: DumpOptions) -> None:
     log = options.log
-    with engine(snapshot, options.engine, log) as memory, Questions(snapshot.pid) as questions:
+    with (
+        engine(snapshot, options.engine, log) as memory,
+        Questions(snapshot.pid, snapshot.guard) as questions,
+    ):
         log.stage("prepare")
         memory.prepare()
         _freeze(snapshot, options, memory, questions)

@@ -59,7 +59,7 @@ class Fork:
         self._kept_fd = -1
         self._child: Child
         self._ended = False
-        self._errand = Errand(self.pid, _ROOM)
+        self._errand = Errand(self.pid, snapshot.guard, _ROOM)
         self._room = self._errand.segment.slot(_ROOM // 2)
         self._view = memoryview(bytearray(pages.BUFFER))
 
@@ -87,7 +87,7 @@ class Fork:
             self._ended = True
             kill(pid)
             since = time.monotonic_ns()
-            bury(self.pid, pid)
+            bury(self.pid, pid, guard=self.snapshot.guard)
             took = time.monotonic_ns() - since
             self._log.line(INFO, f"child {pid} is gone; that took {took / 1e6:.3f} ms")
 

@@ -13,12 +13,23 @@ from typing import NamedTuple, Self
 
 from ckpt.errors import KernelError
 from ckpt.freeze import Frozen, FrozenThread
+from ckpt.guard import Guard
 from ckpt.image import pb
 from ckpt.kernel import maps, procfs
 from ckpt.kernel.arch import NR
+from ckpt.kernel.ffi import check
 from ckpt.kernel.pidfd import pidfd_getfd
 from ckpt.kernel.procfs import PosixTimer
-from ckpt.kernel.remote import Batch, Gadget, Remote, Segment, Slot, find_syscall, quiet_signal
+from ckpt.kernel.remote import (
+    Batch,
+    Gadget,
+    Remote,
+    Segment,
+    Slot,
+    find_holding,
+    find_syscall,
+    quiet_signal,
+)
 from ckpt.kernel.userfaultfd import UFFDIO_API, Feature, Userfaultfd, api_request
 from ckpt.memory import mm
 from ckpt.memory.layout import hole
@@ -41,8 +52,8 @@ class Questions:
     builds anew what that touches.
     """
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
+    def __init__(self, pid: int, guard: Guard) -> None:
+        self.pid, self._guard = pid, guard
         status = procfs.status(pid)
         self._timers = procfs.timers(pid)
         tids = procfs.threads(pid)
@@ -52,7 +63,10 @@ class Questions:
         size = 4096 + _LEADER_ROOM + 2 * _TIMER_ROOM * len(self._timers) + threads
         busy = [(entry.start, entry.end) for entry in mappings]
         self._base = hole(size, busy)
-        self._segment = Segment(size, self._base, pid=pid, uid=status.uids[1], gid=status.gids[1])
+        self._segment = Segment(
+            size, self._base, pid=pid, uid=status.uids[1], gid=status.gids[1], lasting=True
+        )
+        guard.keep(self._segment)
         self._threads: dict[int, _ThreadQuestions] = {}
         self._taken: dict[int, thread.Raw] = {}
         self._process: process.Raw
@@ -96,6 +110,8 @@ class Questions:
         remotes = [self._remote(one) for one in frozen.threads]
         leader, others = remotes[0], list(zip(remotes[1:], frozen.threads[1:], strict=True))
         failed: list[KernelError] = []
+        lent = [(remote, one.sigmask) for remote, one in zip(remotes, frozen.threads, strict=True)]
+        self._guard.watch(self._gadget, frozen.leader.regs, lent)
         try:
             batch = self._threads[self.pid].batch
             leader.infect(frozen.leader.regs, frozen.leader.sigmask, self._gadget, batch)
@@ -110,6 +126,7 @@ class Questions:
                 remote.go_home(one.regs, one.sigmask)
         finally:
             leader.cure(frozen.leader.regs, frozen.leader.sigmask, self._gadget)
+            self._guard.relax()
         if failed:
             raise failed[0]
 
@@ -145,12 +162,13 @@ class Questions:
 
 
 def _gadget(pid: int, mappings: list[maps.MapsEntry]) -> Gadget:
-    """Find a system call instruction; in the vDSO, if there is one, else in any code."""
+    """Find system call instructions; in the vDSO, if there is one, in libc, or in any code."""
     code = [entry for entry in mappings if entry.prot & 4 and entry.path != "[vsyscall]"]
-    code.sort(key=lambda entry: entry.path != "[vdso]")
+    code.sort(key=lambda entry: (entry.path != "[vdso]", "libc" not in entry.path))
+    ranges = [(entry.start, entry.end) for entry in code]
     mem = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return find_syscall(mem, [(entry.start, entry.end) for entry in code])
+        return find_syscall(mem, ranges)._replace(hold=find_holding(mem, ranges))
     finally:
         os.close(mem)
 
@@ -162,14 +180,20 @@ class Errand:
     the process runs. The rest of the segment, beyond `slot`, is the caller's.
     """
 
-    def __init__(self, pid: int, room: int = 0) -> None:
-        self.pid = pid
+    def __init__(self, pid: int, guard: Guard | None, room: int = 0) -> None:
+        self.pid, self._guard = pid, guard
         mappings = maps.maps(pid)
         self.gadget = _gadget(pid, mappings)
+        if not guard:
+            self.gadget = self.gadget._replace(hold=0)
         status = procfs.status(pid)
         size = 4096 + _LEADER_ROOM + room
         base = hole(size, [(entry.start, entry.end) for entry in mappings])
-        self.segment = Segment(size, base, pid=pid, uid=status.uids[1], gid=status.gids[1])
+        self.segment = Segment(
+            size, base, pid=pid, uid=status.uids[1], gid=status.gids[1], lasting=bool(guard)
+        )
+        if guard:
+            guard.keep(self.segment)
         self.slot = self.segment.slot(_LEADER_ROOM)
 
     def __enter__(self) -> Self:
@@ -184,33 +208,40 @@ class Errand:
         one, status = frozen.leader, procfs.read(self.pid, "status")
         signo = quiet_signal(*procfs.signal_sets(status))
         remote = Remote(one.tracee, self.pid, self.slot, signo=signo)
+        if self._guard:
+            self._guard.watch(self.gadget, one.regs, [(remote, one.sigmask)])
         try:
             yield remote
         finally:
             remote.cure(one.regs, one.sigmask, self.gadget)
+            if self._guard:
+                self._guard.relax()
 
 
 def fetch_userfaultfd(
-    pid: int, pidfd: int, features: Feature, register: Callable[[Userfaultfd], None]
+    pid: int,
+    pidfd: int,
+    features: Feature,
+    register: Callable[[Userfaultfd], None],
+    guard: Guard,
 ) -> dict[int, Wait]:
     """Have a running process open a userfaultfd, take it over, and leave none with it.
 
     Gives it to register while the process is stopped: its mappings are whole then. Returns the
-    waits that stopping the process has interrupted.
+    waits that stopping the process has interrupted. The call that closes it there is in the batch
+    that opens it: without us it would be made all the same.
     Raises KernelError (EPERM: it may not, nor may we for it).
     """
-    with Errand(pid) as errand, Frozen(pid) as frozen, errand.lent(frozen) as remote:
+    with Errand(pid, guard) as errand, Frozen(pid) as frozen, errand.lent(frozen) as remote:
         one, batch = frozen.leader, remote.batch()
         fd = batch.call(NR.userfaultfd, os.O_CLOEXEC | os.O_NONBLOCK, must=True)
-        request = batch.data(api_request(features))
-        batch.call(NR.ioctl, fd, UFFDIO_API, request, must=True)
+        api = batch.call(NR.ioctl, fd, UFFDIO_API, batch.data(api_request(features)))
+        remote.pause(batch)
+        batch.call(NR.close, fd)
+        remote.infect(one.regs, one.sigmask, errand.gadget, batch)
         try:
-            remote.infect(one.regs, one.sigmask, errand.gadget, batch)
+            check(api.ret, "UFFDIO_API", pid=pid)
             register(Userfaultfd(pidfd_getfd(pidfd, fd.ret)))
             return frozen.waits
         finally:
-            number = fd.ret
-            if number >= 0:
-                batch = remote.batch()
-                batch.call(NR.close, number)
-                remote.run(batch, one.regs, one.sigmask)
+            remote.go_on(batch)

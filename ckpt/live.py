@@ -65,7 +65,9 @@ class Live:
         self._guards: list[pb.vma_entry] = []
         self._held = ExitStack()
         self._tracker: Tracker
-        snapshot.waits = fetch_userfaultfd(self.pid, snapshot.pidfd, TRACKING, self._register)
+        snapshot.waits = fetch_userfaultfd(
+            self.pid, snapshot.pidfd, TRACKING, self._register, snapshot.guard
+        )
 
     def _register(self, uffd: Userfaultfd) -> None:
         mappings = [(one.start, one.end) for one in maps(self.pid) if _trackable(one)]

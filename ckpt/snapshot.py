@@ -6,6 +6,7 @@ import os
 from ckpt.errors import KernelError
 from ckpt.files.kind import Dump
 from ckpt.files.mapped import save_mapped
+from ckpt.guard import Guard
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.kernel import procfs
@@ -29,8 +30,10 @@ class DumpReport:
 class Snapshot:
     """What is taken of a frozen process, to be written when it runs again."""
 
-    def __init__(self, pid: int, pidfd: int, image: ImageDir, options: DumpOptions) -> None:
-        self.pid, self.pidfd, self.image = pid, pidfd, image
+    def __init__(
+        self, pid: int, pidfd: int, image: ImageDir, options: DumpOptions, guard: Guard
+    ) -> None:
+        self.pid, self.pidfd, self.image, self.guard = pid, pidfd, image, guard
         self.report = DumpReport(pid)
         self.frozen = False
         self.waits: dict[int, Wait] = {}

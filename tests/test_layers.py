@@ -16,6 +16,7 @@ LAYERS = (
     {"kernel", "image", "pstree", "options"},
     {"task", "memory", "files", "namespaces"},
     {"freeze", "plugin"},
+    {"guard"},
     {"infect", "lazy", "refuse", "saved", "snapshot"},
     {"child", "live", "rebuild"},
     {"fork"},

@@ -18,7 +18,10 @@ from ckpt.kernel.arch_x86_64 import (
     Regs,
     again,
     find_gadget,
+    find_hold,
+    hold,
     home,
+    is_held,
 )
 
 __all__ = [
@@ -31,5 +34,8 @@ __all__ = [
     "Regs",
     "again",
     "find_gadget",
+    "find_hold",
+    "hold",
     "home",
+    "is_held",
 ]

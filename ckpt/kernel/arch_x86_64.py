@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the kernel layer must know of x86-64: registers, call numbers, restarts, gadgets."""
 
+import re
 from enum import IntEnum
 from struct import Struct
 from typing import NamedTuple
@@ -40,6 +41,7 @@ class NR(IntEnum):
     shmat = 30
     shmctl = 31
     dup2 = 33
+    pause = 34
     nanosleep = 35
     getitimer = 36
     setitimer = 38
@@ -267,3 +269,35 @@ def find_gadget(code: bytes) -> tuple[int, int] | None:
             return at, risen
         at = code.find(b"\x0f\x05", at + 1)
     return None
+
+
+# A loop around a syscall that touches no memory, back to where the number comes from a register
+# that the kernel keeps: the end of a thread in glibc and musl, or a program's own pause().
+_JUMP_BACK = re.compile(rb"\x0f\x05\xeb([\xe8-\xfb])", re.DOTALL)
+_SET_DI = rb"(?:\x48?\x31\xff|\xbf....)*"
+_SET_AX = (
+    rb"(?:\xb8\x22\0\0\0|\x48?\x89[\xd0\xd8\xe8\xf0]|[\x44\x4c]\x89[\xc0\xc8\xd0\xe0\xe8\xf0\xf8])"
+)
+_LOOP = re.compile(_SET_DI + _SET_AX + _SET_DI + rb"\x0f\x05\xeb", re.DOTALL)
+_KEPT = ("r15", "r14", "r13", "r12", "bp", "bx", "r10", "r9", "r8", "dx", "si")
+
+
+def find_hold(code: bytes) -> int | None:
+    """Find a `syscall` after which a thread waits in pause() for ever, given `hold`'s registers."""
+    for match in _JUMP_BACK.finditer(code):
+        back = match.start() + 4 + match[1][0] - 256
+        if back >= 0 and _LOOP.fullmatch(code, back, match.start() + 3):
+            return match.start()
+    return None
+
+
+def hold(regs: Regs, address: int, nr: NR, arg: int) -> Regs:
+    """Return the registers that make one call at such an instruction, and then wait there."""
+    kept = {name: int(NR.pause) for name in _KEPT}
+    return regs._replace(**kept, ip=address, ax=nr, di=arg, orig_ax=NO_SYSCALL)
+
+
+def is_held(regs: Regs, address: int) -> bool:
+    """Say whether a thread is where `hold` has led it."""
+    led = all(getattr(regs, name) == NR.pause for name in _KEPT)
+    return led and abs(regs.ip - address) <= 32

@@ -6,7 +6,8 @@ one slot per thread: a batch of calls and the thread's own registers. The task i
 one change of its registers: to a `syscall` instruction of its own code, with shmat as the call
 and a stack, inside the segment, that returns into the stub. So there is no moment at which the
 death of the tracer leaves a thread lost: either its registers are its own, or they lead through
-the stub, which ends by putting back the thread's own. SysV because it takes no descriptor in the
+the stub, which ends by putting back the thread's own. What the stub cannot do is take away the
+memory it is in; a `ckpt.guard` does. SysV because it takes no descriptor in the
 task, because attaching is one call, and because Linux still attaches a segment marked for
 removal, so that nothing outlives us.
 
@@ -17,15 +18,16 @@ traces. A task that handles all of those is run from call to call with PTRACE_SY
 import errno
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from struct import Struct
 from types import TracebackType
 from typing import NamedTuple
 
-from ckpt.errors import CkptError, KernelError
-from ckpt.kernel.arch import NO_SYSCALL, NR, Regs, find_gadget, home
+from ckpt.errors import CkptError, KernelError, NoSuchTask
+from ckpt.kernel.arch import NO_SYSCALL, NR, Regs, find_gadget, find_hold, hold, home
 from ckpt.kernel.ffi import check, ffi, lib, syscall
-from ckpt.kernel.nsfs import entered
+from ckpt.kernel.nsfs import entered, is_ours
 from ckpt.kernel.ptrace import SYSCALL_STOP, Tracee
 
 _IPC_CREAT, _IPC_RMID, _IPC_SET, _SHM_EXEC, _SHM_NORESERVE = 0o1000, 0, 1, 0o100000, 0o10000
@@ -36,16 +38,25 @@ _NOT_MADE = -errno.EINPROGRESS
 _PIVOT_END = ffi.offsetof("struct core_slot", "call")
 _SIGMASK = ffi.offsetof("struct core_slot", "sigmask")
 _DONE = ffi.offsetof("struct core_slot", "done")
+TID, COUNT = (ffi.offsetof("struct core_slot", field) for field in ("tid", "count"))
+LEFT = NO_SYSCALL
+"""What a slot's count is when its thread has gone home."""
 _CALL = Struct("<7QqQ")
 _HEAD = Struct("<6Q")  # sigmask, tgid, tid, signo, count, done
+_FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
 _QUIET = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
 
 
 class Gadget(NamedTuple):
-    """A `syscall` instruction in the task's code, and how the stack rises to its `ret`."""
+    """A `syscall` instruction in the task's code, and how the stack rises to its `ret`.
+
+    hold is another one, after which a thread waits until it is given its registers; 0 if the
+    code has none, or nobody would come to do so.
+    """
 
     address: int
     risen: int
+    hold: int = 0
 
 
 class Segment:
@@ -53,6 +64,9 @@ class Segment:
 
     pid is the task that is to attach it, in whose IPC namespace it is made, uid and gid are its
     own. With inherited it is attached at base here, so that a child of ours has it there.
+
+    It is gone with its last user, and that must not be us before the task has it: its call would
+    fail. So with lasting it stays until `remove`, and if we die somebody else has to see to that.
     """
 
     def __init__(
@@ -64,18 +78,21 @@ class Segment:
         uid: int = 0,
         gid: int = 0,
         inherited: bool = False,
+        lasting: bool = False,
     ) -> None:
         size = -(-size // 4096) * 4096
-        self.size, self.base = size, base
+        self.size, self.base, self.pid = size, base, pid or os.getpid()
         self._next = _STUB_ROOM
-        with entered("ipc", pid or os.getpid()):
-            self._make(uid, gid, inherited=inherited)
+        self.lasting = True
+        self.elsewhere = not is_ours("ipc", self.pid)
+        with entered("ipc", self.pid):
+            self._make(uid, gid, inherited=inherited, lasting=lasting)
         self.memory = memoryview(ffi.buffer(ffi.cast("uint8_t *", self._at), size)).cast("B")
         code = ffi.new("uint8_t const **")
         length = lib.core_stub(code)
         self.memory[:length] = ffi.buffer(code[0], length)
 
-    def _make(self, uid: int, gid: int, *, inherited: bool) -> None:
+    def _make(self, uid: int, gid: int, *, inherited: bool, lasting: bool) -> None:
         flags = _IPC_CREAT | _SHM_NORESERVE | 0o700
         self.id = syscall(NR.shmget, 0, self.size, flags)
         if self.id == -errno.ENOSPC:
@@ -87,8 +104,24 @@ class Segment:
             at = self.base if inherited else 0
             self._at = check(syscall(NR.shmat, self.id, at, _SHM_EXEC), "shmat")
             self._own(uid, gid)
+        except BaseException:
+            lasting = False
+            raise
         finally:
-            syscall(NR.shmctl, self.id, _IPC_RMID, 0)
+            if not lasting:
+                self._remove()
+
+    def _remove(self) -> None:
+        syscall(NR.shmctl, self.id, _IPC_RMID, 0)
+        self.lasting = False
+
+    def remove(self) -> None:
+        """Have it go with its last user; does nothing the second time."""
+        if self.lasting and self.elsewhere:
+            with entered("ipc", self.pid):
+                self._remove()
+        elif self.lasting:
+            self._remove()
 
     def _own(self, uid: int, gid: int) -> None:
         # struct ipc64_perm of IPC_SET: key, uid, gid, cuid, cgid, mode
@@ -106,6 +139,8 @@ class Segment:
 
     def close(self) -> None:
         """Detach it here; a task that has it keeps it."""
+        with suppress(NoSuchTask):  # the namespace may be gone with the task
+            self.remove()
         if self._at:
             self.memory.release()
             syscall(NR.shmdt, self._at)
@@ -240,6 +275,15 @@ class Remote:
         """The thread's id, as we see it."""
         return self.tracee.tid
 
+    @property
+    def blocked(self) -> int:
+        """The signals that are blocked while it is away: all but ours and those of its faults.
+
+        For a fault that is blocked the kernel would forget the task's handler.
+        """
+        open_ = (self.signo, *_FAULTS, signal.SIGKILL, signal.SIGSTOP)
+        return NO_SYSCALL & ~sum(1 << signo - 1 for signo in open_ if signo)
+
     def batch(self) -> Batch:
         """Begin a batch; the last one's results are gone once the new one is filled."""
         return Batch(self.slot)
@@ -267,6 +311,7 @@ class Remote:
         )
         self.start(regs, sigmask, batch, entry)
         self.finish(batch)
+        self.slot.segment.remove()
 
     def _write_pivot(self, target: int) -> None:
         at = self.slot.offset + _PIVOT_END - 8
@@ -284,12 +329,11 @@ class Remote:
         if entry is None:
             sp = self.slot.address + _PIVOT_END
             entry = regs._replace(ip=self._stub, sp=sp, orig_ax=NO_SYSCALL)
-        # Registers first: whoever finds all signals blocked is led by the stub to unblock them.
-        self.tracee.set_regs(entry)
+        # Signals first: one that came now would push its frame where there is no stack.
         if not self._away:
-            quiet = 1 << self.signo - 1 if self.signo else 0
-            self.tracee.set_sigmask(NO_SYSCALL & ~quiet)
+            self.tracee.set_sigmask(self.blocked)
         self._away = True
+        self.tracee.set_regs(entry)
         self._cont()
 
     def _cont(self) -> None:
@@ -319,7 +363,7 @@ class Remote:
         if signo == SYSCALL_STOP:
             regs = self.tracee.regs()
             return (regs.orig_ax, regs.di, regs.dx) == (NR.tgkill, self.tgid, 0)
-        if signo in (signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGSYS):
+        if signo in _FAULTS:
             regs = self.tracee.regs()
             raise KernelError(
                 -regs.result if -4096 < regs.result < 0 else errno.EFAULT,
@@ -338,6 +382,22 @@ class Remote:
         if flags & _MUST and last.ret < 0:
             raise KernelError(-last.ret, _described(last), pid=self.tid)
 
+    def pause(self, batch: Batch) -> None:
+        """Have it stop at this point of a batch: finish() returns there; then go_on()."""
+        batch.call(NR.tgkill, self.tgid, self.tid, self.signo)
+
+    def go_on(self, batch: Batch) -> None:
+        """Make the rest of a batch that has paused; without a tracer it would go on by itself."""
+        if not self.signo:
+            self._to_syscall_stop()
+        self._cont()
+        self.finish(batch)
+
+    def _to_syscall_stop(self) -> None:
+        self.tracee.syscall()
+        while self.tracee.wait().signo != SYSCALL_STOP:
+            self.tracee.syscall()
+
     def run(self, batch: Batch, regs: Regs, sigmask: int) -> None:
         """Make a batch of calls and wait for their results."""
         self.start(regs, sigmask, batch)
@@ -346,25 +406,40 @@ class Remote:
     def go_home(self, regs: Regs, sigmask: int) -> None:
         """Give the thread its own registers and signal mask again; it stays stopped."""
         if self._away:
+            count = self.slot.offset + COUNT
+            self.slot.segment.memory[count : count + 8] = LEFT.to_bytes(8, "little")
             self.tracee.set_sigmask(sigmask)
             self.tracee.set_regs(home(regs))
             self._away = False
 
     def cure(self, regs: Regs, sigmask: int, gadget: Gadget) -> None:
         """Detach the segment from the task, if it got as far as having it; then go home."""
-        detach = regs._replace(
-            ip=gadget.address, sp=0, ax=NR.shmdt, di=self._stub, orig_ax=NO_SYSCALL
-        )
-        self.tracee.set_regs(detach)
-        for _ in ("entry", "exit"):
-            self.tracee.syscall()
-            while self.tracee.wait().signo != SYSCALL_STOP:
-                self.tracee.syscall()
-        ret = self.tracee.regs().result
-        self._away = True
-        self.go_home(regs, sigmask)
+        if not self._away:
+            self.tracee.set_sigmask(self.blocked)
+        ret = detach(self.tracee, self._stub, regs, gadget)
+        # Registers first: where it is now, no signal can be handled.
+        self.tracee.set_regs(home(regs))
+        self.tracee.set_sigmask(sigmask)
+        self._away = False
         if ret != -errno.EINVAL:
             check(ret, "shmdt", pid=self.tid)
+
+
+def detach(tracee: Tracee, base: int, regs: Regs, gadget: Gadget) -> int:
+    """Have a stopped thread make shmdt(base); its registers are to be set afterwards.
+
+    With gadget.hold a thread whose tracer dies on the way is held there; else it crashes.
+    """
+    if gadget.hold:
+        wanted = hold(regs, gadget.hold, NR.shmdt, base)
+    else:
+        wanted = regs._replace(ip=gadget.address, sp=0, ax=NR.shmdt, di=base, orig_ax=NO_SYSCALL)
+    tracee.set_regs(wanted)
+    for _ in ("entry", "exit"):
+        tracee.syscall()
+        while tracee.wait().signo != SYSCALL_STOP:
+            tracee.syscall()
+    return tracee.regs().result
 
 
 def _described(call: Call) -> str:
@@ -385,12 +460,24 @@ def find_syscall(mem: int, ranges: Sequence[tuple[int, int]]) -> Gadget:
 
     mem is a descriptor of its /proc/PID/mem. Raises KernelError if there is none.
     """
+    for at, code in _code(mem, ranges):
+        if found := find_gadget(code):
+            return Gadget(at + found[0], found[1])
+    raise KernelError(errno.ENOEXEC, "looking for a syscall instruction in the task's code")
+
+
+def find_holding(mem: int, ranges: Sequence[tuple[int, int]]) -> int:
+    """Find what Gadget.hold is, likewise; 0 if there is none."""
+    for at, code in _code(mem, ranges):
+        if (found := find_hold(code)) is not None:
+            return at + found
+    return 0
+
+
+def _code(mem: int, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
     for start, end in ranges:
         for at in range(start, min(end, start + (4 << 20)), 1 << 20):
             try:
-                code = os.pread(mem, min(end - at, 1 << 20), at)
+                yield at, os.pread(mem, min(end - at, 1 << 20), at)
             except OSError:
                 break
-            if found := find_gadget(code):
-                return Gadget(at + found[0], found[1])
-    raise KernelError(errno.ENOEXEC, "looking for a syscall instruction in the task's code")

@@ -128,7 +128,7 @@ struct core_slot {
 	struct core_regs home;
 	uint64_t sigmask;
 	uint64_t tgid, tid, signo;
-	uint64_t count;		/* calls to make */
+	uint64_t count;		/* calls to make; -1 when the thread has left for home by itself */
 	uint64_t done;		/* calls made */
 	uint64_t pivot[16];	/* the stack on which the stub is entered */
 	struct core_call call[];

@@ -5,10 +5,12 @@
  * the thread's restart_block, and a sleeping nanosleep would end with EINTR.
  *
  * Entered with rsp just above slot.pivot: a `ret` from a gadget of the task's own code gets here
- * just as a set instruction pointer does.
+ * just as a set instruction pointer does. When the calls are made the thread has its own stack again,
+ * since its signals may come from then on, and those push their frames there.
  */
 #include "core.h"
 
+#define SLOT_SP		152
 #define SLOT_SIGMASK	216
 #define SLOT_TGID	224
 #define SLOT_TID	232
@@ -20,6 +22,7 @@
 #define STR(x)		STR_(x)
 #define STR_(x)		#x
 
+_Static_assert(offsetof(struct core_slot, home.sp) == SLOT_SP, "");
 _Static_assert(offsetof(struct core_slot, sigmask) == SLOT_SIGMASK, "");
 _Static_assert(offsetof(struct core_slot, tgid) == SLOT_TGID, "");
 _Static_assert(offsetof(struct core_slot, tid) == SLOT_TID, "");
@@ -72,7 +75,8 @@ __asm__(
 	"	jns	1b\n"
 	"	test	$0x40, %ebp\n"				/* CORE_MUST */
 	"	jz	1b\n"
-	"2:	mov	" STR(SLOT_TGID) "(%r15), %rdi\n"	/* tgkill: the tracer stops us here */
+	"2:	mov	" STR(SLOT_SP) "(%r15), %rsp\n"
+	"	mov	" STR(SLOT_TGID) "(%r15), %rdi\n"	/* tgkill: the tracer stops us here */
 	"	mov	" STR(SLOT_TID) "(%r15), %rsi\n"
 	"	mov	" STR(SLOT_SIGNO) "(%r15), %rdx\n"
 	"	mov	$234, %eax\n"
@@ -83,7 +87,7 @@ __asm__(
 	"	xor	%edx, %edx\n"
 	"	mov	$8, %r10d\n"
 	"	syscall\n"
-	"	lea	16*8(%r15), %rsp\n"			/* ip, cs, flags, sp, ss for iretq */
+	"	movq	$-1, " STR(SLOT_COUNT) "(%r15)\n"	/* CORE_LEFT */
 	"	mov	1*8(%r15), %r14\n"
 	"	mov	2*8(%r15), %r13\n"
 	"	mov	3*8(%r15), %r12\n"
@@ -98,6 +102,7 @@ __asm__(
 	"	mov	12*8(%r15), %rdx\n"
 	"	mov	13*8(%r15), %rsi\n"
 	"	mov	14*8(%r15), %rdi\n"
+	"	lea	16*8(%r15), %rsp\n"			/* ip, cs, flags, sp, ss for iretq */
 	"	mov	(%r15), %r15\n"
 	"	iretq\n"
 	"4:	xor	%edi, %edi\n"

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A second process of ours that puts a target right if we are killed while it is lent to us.
+
+A thread whose tracer dies runs on, and the stub takes it home by itself (`kernel.remote`). What
+it cannot do, the guard does: take the segment away, unblock the signals of a thread that was not
+yet in the stub, bring home one that was just detaching. It waits for our end, and for nothing
+else, in a session of its own; all it has to know is in memory that we share, so that watching
+over a freeze costs the freeze nothing. It imports nothing before it is needed.
+"""
+
+import mmap
+import os
+import select
+import signal
+import sys
+import time
+from contextlib import suppress
+from struct import Struct
+from typing import NamedTuple, Self
+
+from ckpt.errors import CkptError, KernelError, NoSuchTask, NotPermitted, TargetDied
+from ckpt.freeze import Frozen, FrozenThread
+from ckpt.kernel import maps, mem, sysvipc
+from ckpt.kernel.arch import NO_SYSCALL, Regs, home, is_held
+from ckpt.kernel.nsfs import entered
+from ckpt.kernel.pidfd import pidfd_open
+from ckpt.kernel.remote import COUNT, LEFT, TID, Gadget, Remote, Segment, detach
+
+_ROOM = 4 << 20  # of a nameless file: it takes what is written
+_SEGMENT = Struct("<qq")  # 1 + id, whether of another IPC namespace than ours
+_SEGMENTS = 8
+_HEAD, _THREAD = Struct("<6Q"), Struct("<4Q")  # base, size, Gadget, number of threads; a Lent
+_NOTES = _SEGMENT.size * _SEGMENTS
+_REGS_SIZE = 27 * 8
+_PATIENCE, _TRUST, _PAUSE_MS = 10.0, 0.5, 1
+
+# It starts within 8 ms, beside us, and imports our modules only when it has something to do.
+_PROGRAM = """
+import select
+poll = select.poll()
+poll.register({parent}, select.POLLIN)
+poll.poll()
+import sys
+sys.path[:] = {path!r}
+from ckpt.guard import put_right
+put_right({pid}, {pidfd}, {file})
+"""
+
+
+class Lent(NamedTuple):
+    """A thread that is lent to us: its signal mask, ours while it is, and its slot's address."""
+
+    tid: int
+    sigmask: int
+    blocked: int
+    slot: int
+
+
+class Notes(NamedTuple):
+    """What is to be put right in a process: where the segment is, and where its threads belong."""
+
+    base: int
+    size: int
+    gadget: Gadget
+    leader: Regs
+    threads: dict[int, Lent]
+
+    def write(self, memory: mmap.mmap) -> None:
+        """Write them down; they count from when the base is there."""
+        at = _NOTES + _HEAD.size
+        memory[at : at + _REGS_SIZE] = self.leader.pack()
+        for number, lent in enumerate(self.threads.values()):
+            _THREAD.pack_into(memory, at + _REGS_SIZE + number * _THREAD.size, *lent)
+        _HEAD.pack_into(memory, _NOTES, 0, self.size, *self.gadget, len(self.threads))
+        memory[_NOTES : _NOTES + 8] = self.base.to_bytes(8, "little")
+
+    @classmethod
+    def read(cls, memory: mmap.mmap) -> "Notes | None":
+        """Read them; None if there is nothing to do."""
+        base, size, address, risen, hold, count = _HEAD.unpack_from(memory, _NOTES)
+        at = _NOTES + _HEAD.size
+        leader = Regs.unpack(memory[at : at + _REGS_SIZE])
+        at += _REGS_SIZE
+        threads = [Lent(*_THREAD.unpack_from(memory, at + i * _THREAD.size)) for i in range(count)]
+        gadget = Gadget(address, risen, hold)
+        return cls(base, size, gadget, leader, {one.tid: one for one in threads}) if base else None
+
+
+class Guard:
+    """The guard of one process; a context manager around all that is done to it."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid, self._pidfd, self._process, self._kept = pid, pidfd, 0, 0
+        self._file = os.memfd_create("ckpt-guard", os.MFD_CLOEXEC)
+        os.ftruncate(self._file, _ROOM)
+        self._memory = mmap.mmap(self._file, _ROOM)
+
+    def __enter__(self) -> Self:
+        parent = pidfd_open(os.getpid())
+        passed = (parent, self._pidfd, self._file)
+        program = _PROGRAM.format(
+            parent=parent, path=sys.path, pid=self.pid, pidfd=self._pidfd, file=self._file
+        )
+        null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
+        argv = [sys.executable, "-IS", "-c", program]
+        for fd in passed:
+            os.set_inheritable(fd, True)
+        try:
+            self._process = os.posix_spawn(argv[0], argv, {}, file_actions=null, setsid=True)
+        except OSError as error:
+            raise KernelError(error.errno or 0, f"starting {argv[0]}") from error
+        finally:
+            for fd in passed:
+                os.set_inheritable(fd, False)
+            os.close(parent)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.kill(self._process, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(self._process, 0)
+        self._memory.close()
+        os.close(self._file)
+
+    def watch(self, gadget: Gadget, leader: Regs, lent: list[tuple[Remote, int]]) -> None:
+        """Take down what is to be put right: remotes with their own signal masks, leader first."""
+        segment = lent[0][0].slot.segment
+        threads = {
+            remote.tid: Lent(remote.tid, sigmask, remote.blocked, remote.slot.address)
+            for remote, sigmask in lent
+        }
+        Notes(segment.base, segment.size, gadget, home(leader), threads).write(self._memory)
+
+    def relax(self) -> None:
+        """All is as it was."""
+        self._memory[_NOTES : _NOTES + 8] = bytes(8)
+
+    def keep(self, segment: Segment) -> None:
+        """Have it removed if we die before a thread of the process has it."""
+        at = self._kept % _SEGMENTS * _SEGMENT.size
+        _SEGMENT.pack_into(self._memory, at, 1 + segment.id, segment.elsewhere)
+        self._kept += 1
+
+
+# --- in the guard
+
+
+def put_right(pid: int, pidfd: int, file: int) -> None:
+    """Put a process right, as soon as that can be: our tracing of it has ended with us."""
+    memory = mmap.mmap(file, _ROOM)
+    try:
+        _put_threads_right(pid, pidfd, Notes.read(memory))
+    finally:
+        for at in range(0, _NOTES, _SEGMENT.size):
+            number, elsewhere = _SEGMENT.unpack_from(memory, at)
+            if number:
+                _remove(number - 1, pid if elsewhere else os.getpid())
+
+
+def _remove(shmid: int, pid: int) -> None:
+    with suppress(CkptError), entered("ipc", pid):
+        sysvipc.remove("shm", shmid)
+
+
+def _put_threads_right(pid: int, pidfd: int, notes: Notes | None) -> None:
+    begun = time.monotonic()
+    while notes and not _ended(pidfd) and time.monotonic() < begun + _PATIENCE:
+        try:
+            with Frozen(pid) as frozen:
+                if _put_right(frozen, notes, trust=time.monotonic() < begun + _TRUST):
+                    return
+        except NotPermitted:
+            continue  # somebody else traces it just now
+        except (NoSuchTask, TargetDied):
+            return
+
+
+def _ended(pidfd: int) -> bool:
+    """Say whether it has ended; else leave it alone for a moment."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(_PAUSE_MS))
+
+
+def _put_right(frozen: Frozen, notes: Notes, *, trust: bool) -> bool:
+    """Do what can be done at once; False if threads are still on their way home."""
+    leader, regs = frozen.leader, frozen.leader.regs
+    if notes.gadget.hold and is_held(regs, notes.gadget.hold):
+        regs = notes.leader
+        leader.tracee.set_regs(regs)
+    for one in frozen.threads:
+        away = _is_away(notes, regs if one is leader else one.regs)
+        if away or (trust and _is_in_stub(frozen.pid, one.tid, notes)):
+            return False
+    for one in frozen.threads:
+        lent = notes.threads.get(one.tid)
+        if lent and one.sigmask == lent.blocked:
+            one.tracee.set_sigmask(lent.sigmask)
+    if any(entry.start == notes.base and _is_ours(entry) for entry in maps.maps(frozen.pid)):
+        _detach(leader, regs, notes)
+    return True
+
+
+def _is_ours(entry: maps.MapsEntry) -> bool:
+    return entry.path.startswith("/SYSV")
+
+
+def _is_away(notes: Notes, regs: Regs) -> bool:
+    """Say whether a thread is in the segment, or about to enter it."""
+    return any(notes.base <= at < notes.base + notes.size for at in (regs.ip, regs.sp))
+
+
+def _is_in_stub(pid: int, tid: int, notes: Notes) -> bool:
+    """Say whether it has set out and not come back: it may be in a signal handler on the way."""
+    lent = notes.threads.get(tid)
+    if not lent:
+        return False
+    with suppress(KernelError):
+        there = mem.read(pid, lent.slot + TID, 8), mem.read(pid, lent.slot + COUNT, 8)
+        return there[0] == tid.to_bytes(8, "little") and there[1] != LEFT.to_bytes(8, "little")
+    return False
+
+
+def _detach(leader: FrozenThread, regs: Regs, notes: Notes) -> None:
+    tracee, sigmask = leader.tracee, leader.tracee.sigmask()
+    tracee.set_sigmask(NO_SYSCALL)
+    try:
+        detach(tracee, notes.base, regs, notes.gadget)
+    finally:
+        tracee.set_regs(home(regs))
+        tracee.set_sigmask(sigmask)
