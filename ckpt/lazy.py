@@ -19,14 +19,14 @@ from contextlib import suppress
 
 from ckpt.errors import CkptError, KernelError
 from ckpt.image import pb
-from ckpt.image.hot import read_hot, write_hot
+from ckpt.image.hot import BLOCK, read_hot, write_hot
 from ckpt.image.pages import PageReader, PageRun
 from ckpt.kernel.arch import NR, Regs
 from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
 from ckpt.kernel.remote import Remote
 from ckpt.kernel.tripwire import Tripwire, fork_with_files
 from ckpt.kernel.userfaultfd import FILLING, UFFDIO_API, Mode, Userfaultfd, api_request
-from ckpt.log import ERROR, Log
+from ckpt.log import Log
 from ckpt.memory.journal import Journal
 from ckpt.memory.late import Late, Part
 from ckpt.memory.pager import Pager, Source
@@ -72,7 +72,7 @@ class Lazy:
         self._ready = -1
         self._journal: Journal
         self._reader: PageReader
-        self._uffd: Userfaultfd
+        self._number: int
         self._todo: list[Part] = []
 
     def start(self, uffd: Userfaultfd, late: list[LateRuns], reader: PageReader) -> None:
@@ -82,15 +82,15 @@ class Lazy:
                 raise KernelError(errno.EINVAL, "UFFDIO_REGISTER", addr=entry.start)
             self._todo += [Part(run.vaddr, run.end, 0) for run in runs]
         self.pages = sum(part.end - part.start for part in self._todo) >> 12
-        self._uffd, self._reader, self._journal = uffd, reader, Journal()
+        self._number, self._reader, self._journal = uffd.fd, reader, Journal()
         self._begun = time.monotonic_ns()
         self._ready, ready = os.pipe2(os.O_CLOEXEC)
         if os.fork() == 0:
             try:
                 self._detach(ready)
                 self._hold(ready)
-            except BaseException:
-                self._log.line(ERROR, f"Error (pager): {traceback.format_exc().rstrip()}")
+            except BaseException as error:
+                self._log.error("pager", "".join(traceback.format_exception(error)).rstrip())
             finally:
                 os._exit(1)
         os.close(ready)
@@ -119,7 +119,7 @@ class Lazy:
         os.chdir("/")
         for signo in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(signo, signal.SIG_DFL)
-        kept = {self._uffd.fd, ready, *(run.fd for run in self._reader)}
+        kept = {self._number, ready, *(run.fd for run in self._reader)}
         kept.add(getattr(self._log, "fd", -1))
         null = os.open("/dev/null", os.O_RDWR)
         # Who waits for the end of a pipe waits for the command's end, not for ours.
@@ -152,7 +152,8 @@ class Lazy:
 
     def _work(self, holder: int, ready: int) -> bool:
         """Go on from where the journal ends; returns False if the holder has died."""
-        late = Late(self._uffd, list(self._todo))
+        # A new object: a worker that has become the holder has closed its own, perhaps.
+        late = Late(Userfaultfd(self._number), list(self._todo))
         for record in self._journal:
             late.apply(record)
         _close_all_but(set(late.spaces))
@@ -173,8 +174,14 @@ class Lazy:
         """Leave the figures, and for the next restore what this one has missed."""
         if self._options.record and late.touched:
             write_hot(self._images, self._pid, [*late.touched, *self._wanted])
-        took = time.monotonic_ns() - self._begun
-        figures = late.figures.as_dict() | {"pid": self._pid, "total_ns": took}
+        known = {address & -BLOCK for address in self._wanted}
+        figures = {
+            "pid": self._pid,
+            "total_ns": time.monotonic_ns() - self._begun,
+            **late.figures.as_dict(),
+            "known_blocks": len(known),
+            "known_missed": len(known & late.touched.keys()),
+        }
         with suppress(OSError), open(self._figures, "w") as file:
             json.dump(figures, file)
 

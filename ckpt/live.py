@@ -20,6 +20,7 @@ from typing import NamedTuple
 from ckpt.errors import KernelError, TargetDied
 from ckpt.freeze import Frozen
 from ckpt.image import pb
+from ckpt.image.hot import write_hot
 from ckpt.image.pages import PAGE, PageWriter
 from ckpt.infect import fetch_userfaultfd
 from ckpt.kernel.maps import MapsEntry, SmapsEntry, maps, smaps
@@ -58,6 +59,7 @@ class Live:
         self.copied_frozen = 0
         self._known: dict[MapsEntry, pb.vma_entry] = {}
         self._pending: list[int] = []
+        self._hot: list[int] = []
         self._ever: set[int] = set()
         self._frozen_copy: list[tuple[list[tuple[int, int]], bytearray]] = []
         self._blind: list[Range] = []
@@ -85,8 +87,10 @@ class Live:
             self._held = held.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._held.close()
+        if not any(error) and self._hot:
+            write_hot(self.snapshot.image.path, self.pid, self._hot)
 
     # --- while it runs
 
@@ -118,6 +122,7 @@ class Live:
         while True:
             log, lost = self._tracker.take()
             self._ever.update(log)
+            self._hot = log + self._hot  # what is written over and over comes first
             self._coverage.lose(lost)
             new = self._coverage.look()
             log, self._pending = [*self._pending, *log], []

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from ckpt import namespaces
 from ckpt.errors import CkptError, ImageError, KernelError, NotPermitted, OptionsError, PidTaken
@@ -26,7 +26,7 @@ from ckpt.kernel.ffi import check, ffi, lib
 from ckpt.kernel.nsfs import entered
 from ckpt.kernel.ptrace import WALL, Options, Tracee
 from ckpt.kernel.remote import Batch, BatchFull, Remote, Segment, find_syscall, quiet_signal
-from ckpt.lazy import LateRuns, Lazy, fetch
+from ckpt.log import INFO
 from ckpt.memory import layout, mm, shmem, sysv, vdso, vmas
 from ckpt.memory.pages import Filler, can_be_late
 from ckpt.memory.vmas import KERNELS_OWN, Status
@@ -35,6 +35,9 @@ from ckpt.namespaces.kind import Restore
 from ckpt.options import RestoreOptions
 from ckpt.saved import Files, Saved
 from ckpt.task import process, regs, sched, signals, thread, timers
+
+if TYPE_CHECKING:
+    from ckpt.lazy import LateRuns, Lazy
 
 _CLONE_PARENT = 0x8000
 _CLONE_THREAD = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000  # VM FS FILES SIGHAND ... SYSVSEM
@@ -47,8 +50,9 @@ class Task:
     def __init__(self, saved: Saved, options: RestoreOptions) -> None:
         self.saved, self.options = saved, options
         self.forking_ns = self.pages = 0
-        self.lazy = Lazy(saved.pid, saved.kill_all, saved.first_touched(), options)
+        self.late_pages = 0
         self._late: list[LateRuns] = []
+        self._lazy: Lazy | None = None
         self._tracees: dict[int, Tracee] = {}
         self._remotes: dict[int, Remote] = {}
         self._regs: Regs
@@ -66,7 +70,8 @@ class Task:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.lazy.close()
+        if self._lazy:
+            self._lazy.close()
         if not self._started:
             if self._tracees:
                 self._kill()
@@ -230,7 +235,16 @@ class Task:
         self._run(batch)
         if self._late:
             # Before anything else: a thread's rseq area, say, is written to once it is known.
-            self.lazy.start(fetch(self._leader, self._regs), self._late, reader)
+            self._begin_lazy(reader)
+
+    def _begin_lazy(self, reader: PageReader) -> None:
+        from ckpt.lazy import Lazy, fetch  # an eager restore starts sooner without it
+
+        saved = self.saved
+        self._lazy = Lazy(saved.pid, saved.kill_all, saved.first_touched(), self.options)
+        self._lazy.start(fetch(self._leader, self._regs), self._late, reader)
+        self.late_pages = self._lazy.pages
+        self.options.log.line(INFO, f"{self.late_pages} pages come late, {self.pages} are there")
 
     def _eager(self, entry: pb.vma_entry, runs: list[PageRun]) -> list[PageRun]:
         """Return the runs to be filled in at once; put the others aside for the pager."""
@@ -345,7 +359,8 @@ class Task:
     def run(self) -> None:
         """Give all threads their registers, take the stub away and let them go."""
         pid = self.saved.pid
-        self.lazy.wait()
+        if self._lazy:
+            self._lazy.wait()
         for tid, remote in self._remotes.items():
             core = self.saved.cores[tid]
             wanted = regs.registers(core)._replace(orig_ax=NO_SYSCALL)

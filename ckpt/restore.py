@@ -55,7 +55,7 @@ def restore(options: RestoreOptions) -> RestoreReport:
         forking_ns=task.forking_ns,
         total_ns=time.monotonic_ns() - begun,
         pages=task.pages,
-        late_pages=task.lazy.pages,
+        late_pages=task.late_pages,
     )
     write_stats(report, options)
     return report

@@ -46,8 +46,11 @@ class Saved(NamedTuple):
         return core.tc.blk_sigset if tid == self.pid else core.thread_core.blk_sigset
 
     def first_touched(self) -> list[int]:
-        """Return the addresses that the threads touch first: where their stacks are, and code."""
-        found = []
+        """Return what is touched first: stacks, code, and the arguments that ps(1) shows.
+
+        Those cannot wait: /proc and ptrace(2) read no page that is still to come (EIO).
+        """
+        found = [self.mm.mm_arg_start, self.mm.mm_env_start]
         for core in self.cores.values():
             general = regs.registers(core)
             found += [general.sp, general.ip, general.fs_base]

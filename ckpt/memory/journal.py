@@ -21,8 +21,7 @@ _HEAD = 64
 _AT_ONCE = 64
 _RECORD = Struct("<B3xIQQQ")  # struct uffd_msg, with the descriptor in a reserved field
 _FD = Struct("<I")
-_WORD = Struct("<Q")
-_TAIL, _READING, _OVERRUN = 0, 8, 16
+_TAIL, _READING, _OVERRUN = range(3)
 _EVENTS = {int(kind) for kind in Kind}
 
 
@@ -54,22 +53,17 @@ class Journal:
         flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._map = mmap.mmap(-1, size, flags)
         self._view = memoryview(self._map)
+        self._words = self._view[:_HEAD].cast("Q")  # each written by one instruction
         self._size = size
-        self._set(_TAIL, _HEAD)
-
-    def _get(self, word: int) -> int:
-        return int(_WORD.unpack_from(self._map, word)[0])
-
-    def _set(self, word: int, value: int) -> None:
-        _WORD.pack_into(self._map, word, value)
+        self._words[_TAIL] = _HEAD
 
     def _room(self) -> int:
         """Return where the next records go; without room for them, all before are given up."""
-        tail = self._get(_TAIL)
+        tail = self._words[_TAIL]
         if tail + _AT_ONCE * _RECORD.size > self._size:
-            self._set(_OVERRUN, 1)
+            self._words[_OVERRUN] = 1
             tail = _HEAD
-            self._set(_TAIL, tail)
+            self._words[_TAIL] = tail
         return tail
 
     def read(self, fd: int) -> list[Record]:
@@ -78,7 +72,7 @@ class Journal:
         room = self._view[tail : tail + _AT_ONCE * _RECORD.size]
         # Clean for a successor; and touched, so that the kernel's copy cannot fail.
         room[:] = bytes(len(room))
-        self._set(_READING, fd)
+        self._words[_READING] = fd
         try:
             got = os.readv(fd, [room])
         except BlockingIOError:
@@ -87,19 +81,19 @@ class Journal:
 
     def _adopt(self, at: int, end: int) -> list[Record]:
         """Take events that were read into the journal for part of it."""
-        fd, found = self._get(_READING), []
+        fd, found = self._words[_READING], []
         while at < end and self._map[at] in _EVENTS:
             _FD.pack_into(self._map, at + 4, fd)
             found.append(Record(*_RECORD.unpack_from(self._map, at)))
             at += _RECORD.size
-        self._set(_TAIL, at)
+        self._words[_TAIL] = at
         return found
 
     def write(self, kind: Done, fd: int, a: int = 0, b: int = 0, c: int = 0) -> Record:
         """Write down what was done."""
         tail = self._room()
         _RECORD.pack_into(self._map, tail, kind, fd, a, b, c)
-        self._set(_TAIL, tail + _RECORD.size)
+        self._words[_TAIL] = tail + _RECORD.size
         return Record(kind, fd, a, b, c)
 
     def __iter__(self) -> Iterator[Record]:
@@ -107,8 +101,8 @@ class Journal:
 
         Raises CkptError if some are lost.
         """
-        if self._get(_OVERRUN):
+        if self._words[_OVERRUN]:
             raise CkptError("too much has happened for a second pager to go on from it")
-        self._adopt(self._get(_TAIL), self._size)
-        for at in range(_HEAD, self._get(_TAIL), _RECORD.size):
+        self._adopt(self._words[_TAIL], self._size)
+        for at in range(_HEAD, self._words[_TAIL], _RECORD.size):
             yield Record(*_RECORD.unpack_from(self._map, at))

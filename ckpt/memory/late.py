@@ -48,6 +48,14 @@ class Space:
         part = self.todo[index] if index < len(self.todo) else None
         return part if part and part.start <= address else None
 
+    def within(self, start: int, end: int) -> Part | None:
+        """Return the first of what is still to be filled in [start, end)."""
+        index = self._first(start)
+        part = self.todo[index] if index < len(self.todo) else None
+        if part is None or part.start >= end:
+            return None
+        return Part(max(part.start, start), min(part.end, end), part.moved)
+
     def drop(self, start: int, end: int) -> list[Part]:
         """Take [start, end) out, and return what there was of it."""
         if start >= end:

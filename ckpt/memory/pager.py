@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from ckpt.errors import KernelError
 from ckpt.image.pages import PageReader
 from ckpt.kernel.userfaultfd import Kind
-from ckpt.log import ERROR, INFO, Log
+from ckpt.log import INFO, Log
 from ckpt.memory.journal import Done, Journal
 from ckpt.memory.late import AROUND, PAGE, Late, Part, Space
 
@@ -120,7 +120,8 @@ class Pager:
                 self._read(self.late.spaces[fd])
         for space in list(self.late.spaces.values()):
             for address in list(space.waiting):
-                self._answer(space, address)
+                if address in space.waiting:
+                    self._answer(space, address)
         return ready
 
     def _read(self, space: Space) -> None:
@@ -138,7 +139,7 @@ class Pager:
             filled = self._put(space, Done.ZERO, Part(address, address + PAGE, 0), since)
         else:
             filled = self._fill(space, Done.FAULT, _around(part, address), since)
-        if filled is None or filled[0] <= address < filled[1]:
+        if filled and filled[0] <= address < filled[1]:
             del space.waiting[address]
 
     def _fill(self, space: Space, why: Done, part: Part, since: int = 0) -> tuple[int, int] | None:
@@ -174,22 +175,21 @@ class Pager:
     def _tell_lost(self, address: int) -> None:
         lost = self.late.figures.pages[Done.LOST]
         if lost < _TELL:
-            self._log.line(
-                ERROR,
-                f"Error (pager): page {address:#x} cannot be read ({self._source.why}): "
-                "SIGBUS for who touches it",
-            )
+            why = self._source.why
+            text = f"page {address:#x} cannot be read ({why}): SIGBUS for who touches it"
+            self._log.error("pager", text)
         elif lost == _TELL:
-            self._log.line(ERROR, "Error (pager): and more pages")
+            self._log.error("pager", "and more pages cannot be read")
 
     def _advance(self) -> None:
         """Fill the next piece: what is wanted first, then by address."""
         root = next(iter(self.late.spaces.values()))
         while self._wanted:
-            address = self._wanted.pop()
-            if part := root.at(address):
-                self._fill(root, Done.PREFETCH, _around(part, address))
+            block = self._wanted[-1] & -AROUND
+            if part := root.within(block, block + AROUND):
+                self._fill(root, Done.PREFETCH, part)
                 return
+            self._wanted.pop()
         for space in list(self.late.spaces.values()):
             if space.todo:
                 part = space.todo[0]
@@ -205,6 +205,7 @@ class Pager:
         self._poll.unregister(fd)
         # First the record: a successor closes what it has no space for.
         self.late.apply(self._journal.write(Done.LEFT, fd))
+        space.waiting.clear()
         space.uffd.close()
 
     def tell(self) -> None:

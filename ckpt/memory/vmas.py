@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mappings: from smaps to vma_entry records of mm-PID.img, and back by mmap in the task."""
 
+import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from enum import IntFlag
 
 from ckpt.errors import ImageError, Unsupported
@@ -135,6 +137,11 @@ def check(pid: int, mapping: SmapsEntry) -> None:
     for path, hint in _REFUSED.items():
         if mapping.path.startswith(path):
             raise Unsupported(f"{where}: not supported", hint=hint)
+    if "um" in mapping.vm_flags and not _has_userfaultfd(pid):
+        raise Unsupported(
+            f"pid {pid} is still being restored: {where} does not have all its pages yet",
+            hint="try again when the pager has left; it does so when all pages are in",
+        )
     if mapping.vm_flags & {"um", "uw", "ui"}:
         raise Unsupported(
             f"{where}: registered with a userfaultfd of the target",
@@ -142,6 +149,15 @@ def check(pid: int, mapping: SmapsEntry) -> None:
         )
     if mapping.vm_flags & {"io", "pf"} and mapping.path not in _NAMED and mapping.inode:
         raise Unsupported(f"{where}: device memory", hint="a plugin for this device must dump it")
+
+
+def _has_userfaultfd(pid: int) -> bool:
+    """Say whether a process has one itself: its faults may be its own affair."""
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):  # it runs, and may close what it likes
+            if "userfaultfd" in os.readlink(f"/proc/{pid}/fd/{fd}"):
+                return True
+    return False
 
 
 def merged_vvar(entries: Iterable[pb.vma_entry]) -> list[pb.vma_entry]:

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lazy restores: memory used in every way while it still comes, and pagers that are killed.
+
+A program is told to go on before it is restored: so it uses its memory the moment it runs. The
+eager restore of the same image is the oracle.
+"""
+
+import contextlib
+import json
+import os
+import random
+import select
+import signal
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from programs import Program, program
+from target import Ckpt, Target, wait_until
+
+from ckpt.image.directory import ImageDir
+from ckpt.image.hot import BLOCK, write_hot
+
+pytestmark = pytest.mark.process
+
+WAYS = (
+    *("sequential", "random", "writes", "into-buffers", "out-of-buffers", "direct-io", "forks"),
+    *("many-forks", "moves-in-child", "threads", "mremaps", "moves-and-stays", "unmaps"),
+    *("maps-over", "discards", "frees", "protects", "break", "locks", "advises", "from-outside"),
+    *("stack", "execs", "leaves"),
+)
+PAGE = 4096
+SIZE = 64 << 20
+
+
+def way(name: str) -> Program:
+    return program(f"lazy-{name}", name, source="lazy")
+
+
+@contextlib.contextmanager
+def dumped(name: str, place: Path) -> Iterator[Target]:
+    """The program of that way, dumped, and told to go on as soon as it is restored."""
+    with Target(way(name), place / "target") as target:
+        Ckpt().dump(target, place / "images")
+        (target.directory / "go").touch()
+        yield target
+
+
+def restore(target: Target, images: Path, *options: str) -> None:
+    Ckpt().restore(target, images, "--lazy-pages", *options)
+
+
+def pagers() -> list[psutil.Process]:
+    """Our own pagers: the holder, which comes to us when ckpt has ended, then its worker."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process().children(recursive=True)
+        return [child for child in children if _is_pager(child)]
+    return pagers()
+
+
+def _is_pager(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):  # a zombie has no command line
+        return "restore" in process.cmdline()
+    return False
+
+
+def all_in(images: Path, pid: int) -> dict:
+    """Wait until the pager has left; returns its figures."""
+    wait_until(lambda: not pagers(), "end of the pager")
+    return json.loads((images / f"lazy-{pid}.json").read_text())
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+@pytest.mark.parametrize("name", WAYS)
+def test_use(name: str, lazy: bool, place: Path) -> None:
+    images = place / "images"
+    with dumped(name, place) as target:
+        Ckpt().restore(target, images, *(["--lazy-pages"] if lazy else []))
+        target.judge("the restored copy", images)
+        if lazy:
+            figures = all_in(images, target.pid)
+            assert figures["pages"]["lost"] == 0
+            assert figures["faults"] > 0
+
+
+def test_nothing_stays(place: Path) -> None:
+    """When all is in, no mapping is registered, none is split, and no descriptor is ours."""
+    images = place / "images"
+    with Target(way("sequential"), place / "target") as target:
+        before = _maps(target.pid)
+        Ckpt().dump(target, images)
+        restore(target, images)
+        figures = all_in(images, target.pid)
+        assert figures["pages"]["drain"] * PAGE > SIZE // 2
+        smaps = Path(f"/proc/{target.pid}/smaps").read_text()
+        assert " um" not in smaps
+        assert _maps(target.pid) == before
+        assert sorted(os.listdir(f"/proc/{target.pid}/fd")) == ["0", "1", "2"]
+        target.judge("the restored copy", images)
+
+
+def _maps(pid: int) -> list[str]:
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return [line.split()[0] for line in lines if "[v" not in line]
+
+
+# --- pagers that die
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pager_killed(seed: int, place: Path) -> None:
+    """Kill the worker again and again, now and then the holder: the restore completes."""
+    images, dice = place / "images", random.Random(seed)
+    kills = 0
+    with dumped("slowly", place) as target:
+        restore(target, images)
+        while not target.task.ended() and (alive := pagers()):
+            if len(alive) == 2:  # else the other one has not come yet
+                _pause(dice.random() * 0.005)
+                _kill(dice.choice(alive).pid)
+                kills += 1
+            _reap_all_but(target.pid)
+        target.judge("the restored copy", images)
+        wait_until(lambda: not pagers(), "end of the pager")
+    assert kills > 3
+
+
+def _kill(pid: int) -> None:
+    """Kill it and see it dead: so that there never are two of them dying."""
+    pidfd = os.pidfd_open(pid)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    select.select([pidfd], [], [])
+    os.close(pidfd)
+
+
+def _pause(seconds: float) -> None:
+    """Let a random moment pass."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        os.sched_yield()
+
+
+def _reap_all_but(pid: int) -> None:
+    for child in psutil.Process().children():
+        if child.pid != pid and child.status() == psutil.STATUS_ZOMBIE:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child.pid, 0)
+
+
+def test_both_killed(place: Path) -> None:
+    """With nobody left who could bring the pages, the process is killed, and its children."""
+    images = place / "images"
+    with dumped("slowly", place) as target:
+        restore(target, images)
+        alive = pagers()
+        for pager in alive:
+            pager.suspend()  # so that neither can do anything about the other's end
+        for pager in alive:
+            pager.kill()
+        assert len(alive) == 2
+        assert os.WTERMSIG(target.task.reap()) == signal.SIGKILL
+        assert not (target.directory / "verdict").exists()
+
+
+# --- pages that cannot be had
+
+
+def test_truncated_pages(place: Path) -> None:
+    """A pages file that becomes too short: SIGBUS for what is missing, and only for that."""
+    images = place / "images"
+    with dumped("until-it-hurts", place) as target:
+        _prefetch_what_is_small(images, target.pid)
+        restore(target, images, "-o", "restore.log")
+        (pages,) = images.glob("pages-*.img")
+        os.truncate(pages, pages.stat().st_size // 4)
+        target.judge("the restored copy", images)
+        hurt = int((target.directory / "hurt").read_text())
+        figures = all_in(images, target.pid)
+    log = (images / "restore.log").read_text()
+    assert hurt > 0
+    assert figures["pages"]["lost"] >= hurt
+    assert "cannot be read (the pages file has become too short): SIGBUS" in log
+
+
+def _prefetch_what_is_small(images: Path, pid: int) -> None:
+    """Have the pager bring first what the program itself cannot live without: its stack, say."""
+    with ImageDir.open(images) as image:
+        vmas = image.read("mm", pid).vmas
+    small = [vma for vma in vmas if vma.end - vma.start < SIZE // 8]
+    blocks = [at for vma in small for at in range(vma.start & -BLOCK, vma.end, BLOCK)]
+    write_hot(str(images), pid, blocks)
+
+
+# --- the order
+
+
+def test_second_restore_misses_less(place: Path) -> None:
+    images = place / "images"
+    with dumped("here-and-there", place) as target:
+        figures = []
+        for _ in range(2):
+            restore(target, images)
+            target.judge("the restored copy", images)
+            (target.directory / "go").touch()
+            figures.append(all_in(images, target.pid))
+        before = (images / f"hot-{target.pid}").read_bytes()
+        restore(target, images, "--no-record")
+        target.judge("the restored copy", images)
+        all_in(images, target.pid)
+        assert (images / f"hot-{target.pid}").read_bytes() == before
+    first, second = figures
+    assert second["known_blocks"] > 20
+    assert second["known_missed"] <= second["known_blocks"] * 0.05
+    assert second["faults"] < first["faults"] / 2  # the others had been there in time before
+
+
+def test_a_live_dump_leaves_its_order(place: Path) -> None:
+    images = place / "images"
+    with Target(program("counter_server", "16"), place / "target") as target:
+        Ckpt().dump(target, images, "-R", "--engine=live")
+        data = (images / f"hot-{target.pid}").read_bytes()
+        magic, addresses = data[:8], struct.unpack(f"<{len(data) // 8 - 1}Q", data[8:])
+        assert magic == b"ckpthot1"
+        assert len(set(addresses)) == len(addresses)
+
+
+# --- a dump meanwhile
+
+
+def test_dump_is_refused_until_all_is_in(place: Path) -> None:
+    images = place / "images"
+    with Target(way("sequential"), place / "target") as target:
+        Ckpt().dump(target, images)
+        restore(target, images)
+        alive = pagers()
+        for pager in alive:
+            pager.suspend()
+        if any("um" in line for line in _flags(target.pid)):
+            with pytest.raises(pytest.fail.Exception, match="still being restored"):
+                Ckpt().dump(target, place / "again", "-R")
+        for pager in alive:
+            pager.resume()
+        all_in(images, target.pid)
+        Ckpt().dump(target, place / "after", "-R")
+        target.judge("the restored copy", images)
+
+
+def _flags(pid: int) -> list[str]:
+    lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
+    return [line for line in lines if line.startswith("VmFlags")]
