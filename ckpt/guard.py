@@ -22,6 +22,7 @@ from ckpt.errors import CkptError, KernelError, NoSuchTask, NotPermitted, Target
 from ckpt.freeze import Frozen, FrozenThread
 from ckpt.kernel import maps, mem, sysvipc
 from ckpt.kernel.arch import NO_SYSCALL, Regs, home, is_held
+from ckpt.kernel.files import anonymous_file
 from ckpt.kernel.nsfs import entered
 from ckpt.kernel.pidfd import pidfd_open
 from ckpt.kernel.remote import COUNT, LEFT, TID, Gadget, Remote, Segment, detach
@@ -91,8 +92,7 @@ class Guard:
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid, self._pidfd, self._process, self._kept = pid, pidfd, 0, 0
-        self._file = os.memfd_create("ckpt-guard", os.MFD_CLOEXEC)
-        os.ftruncate(self._file, _ROOM)
+        self._file = anonymous_file(_ROOM)  # which RLIMIT_FSIZE, that may be ours, does not limit
         self._memory = mmap.mmap(self._file, _ROOM)
 
     def __enter__(self) -> Self:
