@@ -179,6 +179,8 @@ class Fork:
         sealed, a segment that is attached.
         """
         there = smaps(child.pid)
+        if not there:
+            raise NoSuchTask(f"pid {child.pid}: it has no memory any more")
         inherited = [(one.start, one.end) for one in there if "wf" not in one.vm_flags]
         entries = [e for e in self.snapshot.vmas if vmas.is_private(e)]
         needed = [(e.start, e.end) for e in entries if e.start not in self._kept]
