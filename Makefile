@@ -14,11 +14,11 @@ export PIP_NO_INPUT := 1
 # With it in the environment every start would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help build test check format demo bench protos dev peers clean
+.PHONY: help build test check format demo bench bench-lazy protos dev peers clean
 .DELETE_ON_ERROR:
 
 help: ## This list
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 build: .venv/.compiled $(BIN)/ckpt ## Make .venv and in it a working .venv/bin/ckpt
 
@@ -37,6 +37,9 @@ demo: build ## See it work: a live dump and a restore, with figures
 
 bench: build dev peers ## Measure freeze, dump and restore against CRIU and fork
 	$(BIN)/python -m tests.bench.bench $(ARGS)
+
+bench-lazy: build dev peers ## Measure lazy restores against eager ones and CRIU
+	$(BIN)/python -m tests.bench.lazy $(ARGS)
 
 protos: dev ## Generate ckpt/image/pb anew from protos/
 	$(BIN)/python protos/generate.py

@@ -8,7 +8,6 @@ zeros for what it has not got yet; so the kernel kills it first (`kernel.tripwir
 """
 
 import errno
-import json
 import os
 import signal
 import stat
@@ -182,8 +181,12 @@ class Lazy:
             "known_blocks": len(known),
             "known_missed": len(known & late.touched.keys()),
         }
-        with suppress(OSError), open(self._figures, "w") as file:
-            json.dump(figures, file)
+        import json
+
+        with suppress(OSError):
+            with open(f"{self._figures}.new", "w") as file:
+                json.dump(figures, file)
+            os.rename(f"{self._figures}.new", self._figures)
 
 
 def _close_all_but(kept: set[int]) -> None:
