@@ -33,6 +33,7 @@ from ckpt.snapshot import Snapshot, mapped_file, open_proc
 
 _DONTNEED, _DONTFORK, _WIPEONFORK = 4, 10, 18  # MADV_*
 _ROOM = 32 << 10
+_PF_EXITING = 4
 _GIVE_BACK = 4 << 20
 _REFUSED = {
     errno.ENOMEM: "the kernel promises no memory for a copy of it (vm.overcommit_memory)",
@@ -166,7 +167,7 @@ class Fork:
             yield
         except (KernelError, NoSuchTask, TargetDied) as error:
             child = self._clone.ret
-            if procfs.stat(child).state not in "ZX":
+            if not _is_ending(child):
                 raise
             hint = "memory may have run short: --engine live needs less"
             what = f"the copy of pid {self.pid}, pid {child}, was killed"
@@ -179,12 +180,12 @@ class Fork:
         sealed, a segment that is attached.
         """
         there = smaps(child.pid)
-        if not there:
-            raise NoSuchTask(f"pid {child.pid}: it has no memory any more")
         inherited = [(one.start, one.end) for one in there if "wf" not in one.vm_flags]
         entries = [e for e in self.snapshot.vmas if vmas.is_private(e)]
         needed = [(e.start, e.end) for e in entries if e.start not in self._kept]
         if lost := subtract(needed, union(inherited)):
+            if _is_ending(child.pid):
+                raise NoSuchTask(f"pid {child.pid}: it loses its memory")
             # The advice does not show in maps, and smaps is too slow for the freeze.
             what = f"pid {self.pid} has just kept {lost[0][0]:#x} from its children (madvise)"
             raise CkptError(what, hint="dump it again")
@@ -243,6 +244,12 @@ class Fork:
         # Also says that it was alive up to here: a dead one's pagemap is empty, not an error.
         child.forget(NR.madvise, given, _DONTNEED)
         return guards
+
+
+def _is_ending(pid: int) -> bool:
+    """Say whether a task has ended, or has begun to: then its memory is going already."""
+    stat = procfs.stat(pid)
+    return stat.state in "ZX" or bool(stat.flags & _PF_EXITING)
 
 
 def _plain(mapping: SmapsEntry) -> MapsEntry:
