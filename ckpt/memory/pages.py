@@ -20,7 +20,14 @@ from ckpt.kernel.pagemap import Page, Region, scan
 from ckpt.kernel.remote import Batch, Call
 from ckpt.log import Log
 from ckpt.memory.layout import Range
-from ckpt.memory.vmas import MAP_HUGETLB, MAP_LOCKED, Status, guard, is_private
+from ckpt.memory.vmas import (
+    MADV_WIPEONFORK,
+    MAP_HUGETLB,
+    MAP_LOCKED,
+    Status,
+    guard,
+    is_private,
+)
 
 _THERE = Page.PRESENT | Page.SWAPPED | Page.GUARD
 _NOT_WRITTEN = Page.PFNZERO | Page.FILE
@@ -69,9 +76,13 @@ def dumped(
 
 
 def can_be_late(entry: pb.vma_entry) -> bool:
-    """Say whether a mapping's pages may come when it runs already: private anonymous ones."""
+    """Say whether a mapping's pages may come when it runs already: private anonymous ones.
+
+    Not those that a fork wipes: a child's would be asked for like any other, and are zeros.
+    """
     plain = entry.status & Status.ANON_PRIVATE and is_private(entry)
-    return bool(plain) and not entry.flags & (MAP_LOCKED | MAP_HUGETLB)
+    wiped = entry.madv >> MADV_WIPEONFORK & 1
+    return bool(plain) and not wiped and not entry.flags & (MAP_LOCKED | MAP_HUGETLB)
 
 
 def flags_of(entry: pb.vma_entry) -> int:

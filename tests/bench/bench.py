@@ -173,9 +173,9 @@ class Tool:
         images.mkdir()
         return self._run(images, "dump", "-t", str(target.pid), *options)
 
-    def restore(self, target: Target, images: Path) -> Ran:
+    def restore(self, target: Target, images: Path, *options: str) -> Ran:
         target.request()
-        return self._run(images, "restore", "-d", target=target)
+        return self._run(images, "restore", "-d", *options, target=target)
 
     def _run(self, images: Path, *arguments: str, target: Target | None = None) -> Ran:
         argv = [*self._command, *arguments, "-D", str(images)]

@@ -130,10 +130,9 @@ def test_pager_killed(seed: int, place: Path) -> None:
 
 def _kill(pid: int) -> None:
     """Kill it and see it dead: so that there never are two of them dying."""
-    pidfd = os.pidfd_open(pid)
-    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    select.select([pidfd], [], [])
-    os.close(pidfd)
+    with contextlib.suppress(ProcessLookupError), open(os.pidfd_open(pid), "rb") as pidfd:
+        signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
+        select.select([pidfd], [], [])
 
 
 def _pause(seconds: float) -> None:
