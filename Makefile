@@ -14,7 +14,7 @@ export PIP_NO_INPUT := 1
 # With it in the environment every start would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help build test check format demo bench bench-lazy protos dev peers clean
+.PHONY: help build test check format demo bench bench-lazy bench-live protos dev peers clean
 .DELETE_ON_ERROR:
 
 help: ## This list
@@ -40,6 +40,9 @@ bench: build dev peers ## Measure freeze, dump and restore against CRIU and fork
 
 bench-lazy: build dev peers ## Measure lazy restores against eager ones and CRIU
 	$(BIN)/python -m tests.bench.lazy $(ARGS)
+
+bench-live: build dev peers .venv/.bench ## Measure what dumps cost a process that writes; docs/bench-live.md
+	$(BIN)/python -m tests.bench.live $(ARGS)
 
 protos: dev ## Generate ckpt/image/pb anew from protos/
 	$(BIN)/python protos/generate.py
@@ -71,6 +74,11 @@ $(BIN)/python:
 .venv/.dev: pyproject.toml | .venv/.installed
 	@echo "==> Python packages for tests and checks"
 	@$(BIN)/python tools/requirements dev | $(PIP) -r /dev/stdin
+	@touch $@
+
+.venv/.bench: pyproject.toml | .venv/.installed
+	@echo "==> Python packages for plots"
+	@$(BIN)/python tools/requirements bench | $(PIP) -r /dev/stdin
 	@touch $@
 
 .venv/.compiled: $(SOURCES) .venv/.installed

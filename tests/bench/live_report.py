@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `make bench-live` found: the demands, a table, a plot. It knows nothing of measuring."""
+
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tests.bench.bench import Samples
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PHASES = ("before", "during", "after")
+PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+STALLS = (*PERCENTILES, "max")
+LARGEST_FREEZE, LARGEST_STALL, LARGEST_GROWTH = 1.0, 5.0, 1.2
+COMPARED, LEAST_OF_FORK, LEAST_OF_CRIU, SLOWEST_COPY = 2048, 20, 1000, 1.2
+NAMES = {"live": "live", "fork": "fork", "stop": "stop", "criu": "CRIU"}
+STYLES = {"off": "o-", "on": "s--"}
+COLOURS = {"live": "#1b7837", "fork": "#2166ac", "stop": "#b2762c", "criu": "#b2182b"}
+
+
+class Cell(NamedTuple):
+    """What is measured: one point of the matrix."""
+
+    mib: int
+    thp: str
+    rate: str
+    engine: str
+
+    def __str__(self) -> str:
+        return f"{self.engine}, {self.mib} MiB, THP {self.thp}, {self.rate}"
+
+
+Results = dict[Cell, Samples]
+"""Times in ms, stalls in us, memory in MiB, throughput in pages a second."""
+
+
+class Demand(NamedTuple):
+    """What is to be reached, what was, and whether that is enough."""
+
+    what: str
+    figure: str
+    met: bool
+
+
+# --- the demands
+
+
+def pooled(results: Results, figure: str, **wanted: object) -> list[float]:
+    """All samples of a figure, of the cells that are as wanted."""
+    return [
+        sample
+        for cell, samples in results.items()
+        if all(getattr(cell, name) == value for name, value in wanted.items())
+        for sample in samples.get(figure, ())
+    ]
+
+
+def demands(results: Results) -> list[Demand]:
+    """Judge all that was measured; what was not measured is left out."""
+    if not any(cell.engine == "live" for cell in results):
+        return []
+    return [
+        _freeze(results),
+        *_growth(results),
+        *_compared(results),
+        _stall(results),
+        *_copying(results),
+    ]
+
+
+def _freeze(results: Results) -> Demand:
+    medians = {c: median(s["freeze"]) for c, s in results.items() if c.engine == "live"}
+    worst = max(medians, key=lambda cell: medians[cell])
+    within = sum(one <= LARGEST_FREEZE for one in medians.values())
+    return Demand(
+        f"freeze with live at most {LARGEST_FREEZE:g} ms at any write rate",
+        f"{medians[worst]:.2f} ms ({worst}); {within} of {len(medians)} cells are within",
+        medians[worst] <= LARGEST_FREEZE,
+    )
+
+
+def _growth(results: Results) -> Iterator[Demand]:
+    sizes = sorted({cell.mib for cell in results if cell.engine == "live"})
+    if len(sizes) < 2:
+        return
+    small, large = sizes[0], sizes[-1]
+    least, most = (median(pooled(results, "freeze", engine="live", mib=m)) for m in (small, large))
+    yield Demand(
+        f"freeze with live at {large} MiB at most {LARGEST_GROWTH:g} times that at {small} MiB",
+        f"{most / least:.2f} times ({most:.2f} ms to {least:.2f} ms)",
+        most <= LARGEST_GROWTH * least,
+    )
+
+
+def _compared(results: Results) -> Iterator[Demand]:
+    """Compare at one size, with and without huge pages: a fork() of huge pages is another thing."""
+    sizes = {cell.mib for cell in results if cell.engine == "live"}
+    mib = COMPARED if COMPARED in sizes else max(sizes)
+    for thp in ("off", "on"):
+        ours = pooled(results, "freeze", engine="live", mib=mib, thp=thp)
+        fork = pooled(results, "fork()", mib=mib, thp=thp)
+        criu = pooled(results, "freeze", engine="criu", mib=mib, thp=thp)
+        for name, theirs, least in (
+            ("fork()'s own stop", fork, LEAST_OF_FORK),
+            ("CRIU's frozen time", criu, LEAST_OF_CRIU),
+        ):
+            if ours and theirs:
+                part = median(theirs) / median(ours)
+                yield Demand(
+                    f"freeze with live at {mib} MiB, THP {thp}, at most 1/{least} of {name}",
+                    f"1/{part:.1f} ({median(ours):.2f} ms to {median(theirs):.2f} ms)",
+                    part >= least,
+                )
+
+
+def _stall(results: Results) -> Demand:
+    live = {c: max(s["max during"]) / 1e3 for c, s in results.items() if c.engine == "live"}
+    worst = max(live, key=lambda cell: live[cell])
+    within = sum(one <= LARGEST_STALL for one in live.values())
+    quiet = [max(pooled(results, f"max {phase}")) / 1e3 for phase in ("before", "after")]
+    return Demand(
+        f"no single stall above {LARGEST_STALL:g} ms while live dumps",
+        f"{live[worst]:.2f} ms ({worst}); {within} of {len(live)} cells are within; "
+        f"without any dump up to {max(quiet):.2f} ms",
+        live[worst] <= LARGEST_STALL,
+    )
+
+
+def _copying(results: Results) -> Iterator[Demand]:
+    """Of targets that are idle: what is written again meanwhile is no copying of the same bytes."""
+    for what, ours, theirs in (
+        ("copying", "copying", "cp"),
+        ("whole dump, synced,", "total", "cp, synced"),
+    ):
+        ratios = [
+            own / cp
+            for samples in results.values()
+            for own, cp in zip(samples[ours], samples.get(theirs, ()), strict=False)
+        ]
+        if ratios:
+            yield Demand(
+                f"{what} with live at most {SLOWEST_COPY:g} times as long as `cp`",
+                f"{median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})",
+                median(ratios) <= SLOWEST_COPY,
+            )
+
+
+# --- the report
+
+_INTRODUCTION = """\
+<!-- SPDX-License-Identifier: Apache-2.0 -->
+# What a dump costs a process that writes
+
+Made by `make bench-live`{how}; do not edit. {machine}
+
+The target (`tests/bench/live.c`) has four threads, 20 descriptors and as much private memory as the
+title says, all of it written. A writer writes pages at random; a dump leaves the target running.
+Each figure is the median of {rounds}, each with a target of its own; the engines take turns.
+
+![Freezes and stalls](bench-live.svg)
+
+## Demands
+
+| demand | measured | met |
+| --- | --- | --- |
+{demands}
+
+## Figures
+
+- **freeze**: the longest time between two looks at the clock of a thread that sleeps 50 us, over
+  and over, with real-time priority: up to 0.1 ms of it is not the freeze. **told**: what the dumper
+  says of it.
+- **total**: from the command's start to its end. ckpt's includes the sync to the disk, CRIU's not.
+- **written**: the size of the image.
+- **extra**: the peak of anonymous and shared memory and page tables in use system-wide, above that
+  before the dump: the dumper's own, copies of pages, a child's tables. Others' is in it too.
+- **writes**: thousand pages a second: before, during and after the dump.
+- **stalls**: the time between two looks at the clock of the writer, with one write in between:
+  p50 / p99 / p99.9 / max. It has ordinary priority, so what the scheduler does is in it; before the
+  dump there is nothing else. Of an idle target, the looks of the sleeping thread.
+"""
+
+
+def write(directory: Path, results: Results, found: list[Demand], how: str) -> None:
+    """Write the report and its plot."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "bench-live.md").write_text(markdown(results, found, how))
+    plot(directory / "bench-live.svg", results)
+
+
+def markdown(results: Results, found: list[Demand], how: str) -> str:
+    rounds = max(len(samples["freeze"]) for samples in results.values())
+    introduction = _INTRODUCTION.format(
+        how=f' ARGS="{how}"' if how else "",
+        machine=machine(),
+        rounds=f"{rounds} measurements" if rounds > 1 else "one measurement",
+        demands="\n".join(f"| {d.what} | {d.figure} | {'yes' if d.met else 'no'} |" for d in found),
+    )
+    sizes = sorted({cell.mib for cell in results})
+    return "\n".join([introduction, *(_table(mib, results) for mib in sizes)])
+
+
+def machine() -> str:
+    """Describe what this ran on."""
+    with open("/proc/cpuinfo") as file:
+        models = {line.split(": ")[1].strip() for line in file if line.startswith("model name")}
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return (
+        f"Machine: Linux {platform.release()}, {os.cpu_count()} x {', '.join(models)}, "
+        f"{memory:.0f} GiB of memory."
+    )
+
+
+_COLUMNS = (
+    *("writer", "THP", "engine", "freeze ms", "told ms", "total ms", "written MiB", "extra MiB"),
+    *("writes k/s", *(f"stalls {phase} us" for phase in PHASES)),
+)
+
+
+def _table(mib: int, results: Results) -> str:
+    head = f"### {mib} MiB\n\n| {' | '.join(_COLUMNS)} |\n|{' --- |' * len(_COLUMNS)}"
+    rows = [
+        f"| {' | '.join(_cells(cell, samples))} |"
+        for cell, samples in sorted(results.items(), key=lambda item: _order(item[0]))
+        if cell.mib == mib
+    ]
+    return "\n".join([head, *rows, ""])
+
+
+def _order(cell: Cell) -> tuple[int, str, int]:
+    return ("idle 10k 100k full".index(cell.rate), cell.thp, [*COLOURS].index(cell.engine))
+
+
+def _cells(cell: Cell, samples: Samples) -> Iterator[str]:
+    yield from (cell.rate, cell.thp, NAMES[cell.engine])
+    for figure in ("freeze", "freeze, told", "total", "written", "extra"):
+        yield _number(median(samples[figure]))
+    rates = (median(samples[f"writes/s {phase}"]) / 1e3 for phase in PHASES)
+    yield "" if cell.rate == "idle" else " / ".join(map(_number, rates))
+    for phase in PHASES:
+        yield " / ".join(_number(median(samples[f"{stall} {phase}"])) for stall in STALLS)
+
+
+def _number(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+# --- the plot
+
+
+def plot(file: Path, results: Results) -> None:
+    """Draw freezes by size above, stalls below, a column for each rate of the writer."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    # Text stays text, and the same figures give the same file.
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bench-live"})
+    rates = sorted({cell.rate for cell in results}, key="idle 10k 100k full".index)
+    mib = _compared_size(results)
+    figure, axes = pyplot.subplots(
+        2, len(rates), figsize=(1 + 3.6 * len(rates), 8), sharey="row", squeeze=False
+    )
+    for rate, freezes, stalls in zip(rates, *axes, strict=True):
+        title = rate if rate in ("idle", "full") else f"{rate} pages/s"
+        freezes.set_title(f"{title}: freeze")
+        _draw_freezes(freezes, {c: s for c, s in results.items() if c.rate == rate})
+        stalls.set_title(f"{title}: stalls at {mib} MiB")
+        _draw_stalls(stalls, {c: s for c, s in results.items() if (c.rate, c.mib) == (rate, mib)})
+    axes[0][0].set_ylabel("freeze as the target sees it (ms)")
+    axes[1][0].set_ylabel("between two looks at the clock (us)")
+    for row in axes:
+        row[-1].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None, "Creator": None})
+    pyplot.close(figure)
+
+
+def _compared_size(results: Results) -> int:
+    sizes = {cell.mib for cell in results}
+    return COMPARED if COMPARED in sizes else max(sizes)
+
+
+def _draw_freezes(axes: "Axes", results: Results) -> None:
+    sizes = sorted({cell.mib for cell in results})
+    for thp, style in STYLES.items():
+        for engine, colour in COLOURS.items():
+            label = f"{NAMES[engine]}, THP {thp}"
+            by_size = [(m, pooled(results, "freeze", engine=engine, thp=thp, mib=m)) for m in sizes]
+            _draw(axes, by_size, style, colour, label)
+        forks = [(m, pooled(results, "fork()", thp=thp, mib=m)) for m in sizes]
+        _draw(axes, forks, style, "#999999", f"plain fork(), THP {thp}")
+    axes.axhline(LARGEST_FREEZE, color="#000000", linewidth=0.5, linestyle=":")
+    axes.set(xscale="log", yscale="log", xlabel="memory (MiB)")
+    axes.set_xticks(sizes, [str(mib) for mib in sizes])
+    axes.minorticks_off()
+
+
+def _draw_stalls(axes: "Axes", results: Results) -> None:
+    for thp, style in STYLES.items():
+        for engine, colour in COLOURS.items():
+            during = [
+                (one, pooled(results, f"{one} during", engine=engine, thp=thp)) for one in STALLS
+            ]
+            _draw(axes, during, style, colour, f"{NAMES[engine]}, THP {thp}")
+        quiet = [(one, pooled(results, f"{one} before", thp=thp)) for one in STALLS]
+        _draw(axes, quiet, style, "#999999", f"no dump, THP {thp}")
+    axes.set(yscale="log")
+
+
+def _draw(
+    axes: "Axes", points: list[tuple[Any, list[float]]], style: str, colour: str, label: str
+) -> None:
+    """Draw the medians of what was measured."""
+    there = [(x, median(samples)) for x, samples in points if samples]
+    if there:
+        axes.plot(*zip(*there, strict=True), style, color=colour, label=label, markersize=4)
