@@ -23,7 +23,14 @@ MUTATING = (
     program("mutate_maps"),
     program("mutate_maps_guards", "guards", source="mutate_maps"),
     program("mutate_kernel"),
+    program("mutate_io"),
+    program("mutate_shared"),
 )
+BESIDES = (
+    program("mutate_shared_sizes", "sizes", source="mutate_shared"),
+    program("mutate_shared_deleted", "deleted", source="mutate_shared"),
+)
+OWN_AREAS = range(1 << 40, 1 << 41)  # where mutate.h has what a target attaches itself
 TIMES = 3
 
 
@@ -43,7 +50,9 @@ def traces(pid: int) -> dict[str, object]:
         "descriptors": {fd: procfs.fd_link(pid, fd) for fd in procfs.fds(pid)},
         "tracer": procfs.status(pid).tracer_pid,
         "files mapped": sorted({one.path for one in mappings if one.path}),
-        "segments": [one for one in mappings if one.path.startswith("/SYSV")],
+        "segments": [
+            one for one in mappings if one.path.startswith("/SYSV") and one.start not in OWN_AREAS
+        ],
     }
 
 
@@ -75,7 +84,15 @@ def test_live(mutating: Program, place: Path, images: Path) -> None:
         dump_and_restore(target, images, "live", TIMES)
 
 
-@pytest.mark.parametrize("mutating", MUTATING, ids=lambda one: one.name)
+@pytest.mark.xfail(reason="what is mapped is looked at before the freeze, not in it", strict=False)
+@pytest.mark.parametrize("mutating", BESIDES, ids=lambda one: one.name)
+def test_live_beside_memory(mutating: Program, place: Path) -> None:
+    """The size of a memfd and the content of a deleted file are of the same instant."""
+    with Target(mutating, place / "target") as target:
+        dump_and_restore(target, place, "live", TIMES)
+
+
+@pytest.mark.parametrize("mutating", (*MUTATING, *BESIDES), ids=lambda one: one.name)
 def test_stop(mutating: Program, place: Path) -> None:
     """The same with the engine that has no such promise to keep: are the programs right?"""
     with Target(mutating, place / "target") as target:
