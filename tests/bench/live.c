@@ -7,7 +7,7 @@
  * ever held up by a disk or a dump, and the bench reads it while the program stands still.
  *
  * The writer looks at the clock all the time and writes pages as they are due; what lies between
- * two looks is counted. The watcher sleeps shortly, over and over, ahead of all ordinary tasks:
+ * two looks is counted, if there is a write in between, or if it is the longest. The watcher sleeps shortly, over and over, ahead of all ordinary tasks:
  * what it sees is the freeze rather than the scheduler.
  */
 #define _GNU_SOURCE
@@ -22,6 +22,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
@@ -31,15 +32,16 @@
 enum {
 	SUB_BITS = 4, SUBS = 1 << SUB_BITS, BUCKETS = 40 * SUBS, PHASES = 4, PAGE_WORDS = 512,
 	HUGE_PAGE = 2 << 20, WATCH_NS = 50000, DOZE_NS = 1000000,
-	STALL_NS = 2000,	/* between two pages that are due: no pause of the clock or the CPU */
 	LATE_NS = 1000000,	/* what is missed by more is not made up for */
+	LONG_NS = 1000000,	/* a time between two looks that is worth knowing what it was */
 };
 
 /* What happened in a phase: buckets are linear in each power of two, as an HDR histogram's. */
 struct phase {
 	volatile uint64_t writes;
 	volatile uint64_t longest;	/* ns between two looks of the writer; of the watcher at rate 0 */
-	volatile uint64_t watched;	/* ns between two looks of the watcher */
+	volatile uint64_t held;		/* the same, if it had to wait: no scheduler's doing */
+	volatile uint64_t frozen;	/* the longest that the watcher was held */
 	volatile uint64_t looks;		/* of the watcher */
 	volatile uint64_t buckets[BUCKETS];
 };
@@ -92,26 +94,40 @@ static void count(struct phase *phase, uint64_t ns)
 	if (bucket >= BUCKETS)
 		bucket = BUCKETS - 1;
 	phase->buckets[bucket] = phase->buckets[bucket] + 1;
-	raise_to(&phase->longest, ns);
+}
+
+/*
+ * How often this thread has waited for something other than a CPU: a sleep, a page fault, or
+ * whoever stopped it. Nothing is added by a scheduler, or a hypervisor, that runs others.
+ */
+static uint64_t waits(void)
+{
+	struct rusage usage;
+	getrusage(RUSAGE_THREAD, &usage);
+	return usage.ru_nvcsw;
 }
 
 static void *watcher(void *arg)
 {
 	struct sched_param first = {.sched_priority = 1};
-	uint64_t last, next;
+	uint64_t last, next, known;
 
 	sched_setscheduler(0, SCHED_FIFO, &first);
 	prctl(PR_SET_TIMERSLACK, 1);
 	for (last = now();; last = next) {
+		known = waits();
 		uint64_t before = talk->phase;
 		struct phase *phase = &talk->phases[before];
 		doze(before ? WATCH_NS : DOZE_NS);
 		next = now();
 		if (before != talk->phase)
 			continue;
-		raise_to(&phase->watched, next - last);
-		if (!talk->writing)
+		if (waits() > known + 1)	/* its own sleep is one */
+			raise_to(&phase->frozen, next - last);
+		if (!talk->writing) {
 			count(phase, next - last);
+			raise_to(&phase->longest, next - last);
+		}
 		phase->looks = phase->looks + 1;
 	}
 	return arg;
@@ -121,6 +137,22 @@ static void write_page(uint64_t *state)
 {
 	uint64_t page = next_random(state) % (words / PAGE_WORDS);
 	memory[page * PAGE_WORDS + (*state >> 32) % PAGE_WORDS] = *state;
+}
+
+/* A thread that never sleeps has waited if it was held; told now and then, it is not costly. */
+static void look(struct phase *phase, uint64_t last, uint64_t next)
+{
+	static uint64_t known, at;
+	uint64_t found;
+
+	raise_to(&phase->longest, next - last);
+	if (next - at < LONG_NS)
+		return;
+	found = waits();
+	if (found != known && next - last >= LONG_NS)
+		raise_to(&phase->held, next - last);
+	known = found;
+	at = next;
 }
 
 static void *writer(void *arg)
@@ -136,14 +168,14 @@ static void *writer(void *arg)
 		}
 		next = now();
 		if (talk->gap && next < due) {
-			if (next - last > STALL_NS)
-				count(phase, next - last);
+			look(phase, last, next);
 			last = next;
 			continue;
 		}
 		write_page(&state);
 		next = now();
 		count(phase, next - last);
+		look(phase, last, next);
 		phase->writes = phase->writes + 1;
 		last = next;
 		due = due + talk->gap + LATE_NS < next ? next : due + talk->gap;

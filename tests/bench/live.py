@@ -31,6 +31,7 @@ from tests.bench.live_report import (
     PERCENTILES,
     PHASES,
     Cell,
+    Failure,
     Results,
     demands,
     write,
@@ -42,7 +43,9 @@ IDLE, FULL = 0, -1
 RATES = {"idle": IDLE, "10k": 10_000, "100k": 100_000, "full": FULL}
 THP = ("off", "on")
 ENGINES = ("live", "fork", "stop", "criu")
-QUICK = {"sizes": [256, 2048], "rounds": 1, "seconds": 0.4}
+QUICK = {"sizes": [256, 2048], "rates": ["idle", "full"], "rounds": 1, "seconds": 0.4}
+LEAVE_HUGE_PAGES = ("stop", "criu")
+"""After these the target is as it was; the others split huge pages, and a fork() takes longer."""
 MIB = 1 << 20
 SAMPLE_EVERY = 0.01
 READY, FORK = 1, 2
@@ -57,7 +60,8 @@ class Counted(NamedTuple):
 
     writes: int
     longest: int
-    watched: int
+    held: int
+    frozen: int
     looks: int
     buckets: tuple[int, ...]
 
@@ -74,7 +78,7 @@ class Counted(NamedTuple):
 SUBS = 16
 BUCKETS = 40 * SUBS
 HEADER = struct.Struct("<6Q16x")
-COUNTS = struct.Struct(f"<{4 + BUCKETS}Q")
+COUNTS = struct.Struct(f"<{5 + BUCKETS}Q")
 REQUEST, ANSWER, RESULT, PHASE, GAP, WRITING = range(6)
 
 
@@ -133,19 +137,27 @@ class Writer:
 
     def counted(self, phase: int) -> Counted:
         words = COUNTS.unpack_from(self._map, HEADER.size + phase * COUNTS.size)
-        return Counted(*words[:4], words[4:])
+        return Counted(*words[:5], words[5:])
 
     @contextlib.contextmanager
     def phase(self, phase: int, samples: Samples) -> Iterator[None]:
         """Have it count meanwhile, and take what it has counted."""
         self._set(PHASE, phase)
         self._looked(phase)
-        since = time.monotonic()
+        since, queued = time.monotonic(), self._queued_ms()
         yield
-        took = time.monotonic() - since
+        took, queued = time.monotonic() - since, self._queued_ms() - queued
         self._looked(phase)
         self._set(PHASE, 0)
+        samples[f"queued {PHASES[phase - 1]}"].append(queued / took / 10)
         self._note(phase, took, samples)
+
+    def _queued_ms(self) -> float:
+        """How long the writer has waited for a CPU up to now; it is the first thread made."""
+        _, writer, *_ = sorted(
+            Path(f"/proc/{self.pid}/task").iterdir(), key=lambda one: int(one.name)
+        )
+        return int((writer / "schedstat").read_text().split()[1]) / 1e6
 
     def _looked(self, phase: int) -> None:
         """Wait until it runs and has seen what there is to see."""
@@ -155,7 +167,8 @@ class Writer:
     def _note(self, phase: int, seconds: float, samples: Samples) -> None:
         counted, name = self.counted(phase), PHASES[phase - 1]
         samples[f"writes/s {name}"].append(counted.writes / seconds)
-        samples[f"watched {name}"].append(counted.watched / 1e6)
+        samples[f"frozen {name}"].append(counted.frozen / 1e6)
+        samples[f"held {name}"].append(max(counted.held, counted.frozen) / 1e3)
         samples[f"max {name}"].append(counted.longest / 1e3)
         for label, part in PERCENTILES.items():
             samples[f"{label} {name}"].append(counted.percentile(part) / 1e3)
@@ -240,7 +253,7 @@ class Bench:
         self._images = directory / "images"
         self._program = build(directory)
         self._tools = tools()
-        self.failures: list[str] = []
+        self.failures: list[Failure] = []
         self.results: Results = defaultdict(lambda: defaultdict(list))
 
     def measure(self, cells: list[Cell], rounds: int) -> None:
@@ -261,7 +274,7 @@ class Bench:
             for figure, values in samples.items():
                 self.results[cell][figure] += values
         except SystemExit as failed:
-            self.failures.append(f"{' '.join(map(str, cell))}: {failed}")
+            self.failures.append(Failure(str(cell), str(failed)))
         finally:
             shutil.rmtree(self._images, ignore_errors=True)
 
@@ -274,8 +287,8 @@ class Bench:
             self._dump(cell, target, samples)
             with target.phase(AFTER, samples):
                 time.sleep(self._seconds)
-            # The last thing: after it the target has to copy, or take over, each page anew.
-            samples["fork()"].append(target.fork_ms())
+            if cell.engine in LEAVE_HUGE_PAGES:
+                samples["fork()"].append(target.fork_ms())
         if cell.engine == "live" and cell.rate == "idle":
             timed_copy(self._images / "pages-1.img", self._images / "copy", samples)
 
@@ -284,13 +297,14 @@ class Bench:
         options = [] if cell.engine == "criu" else [f"--engine={cell.engine}"]
         with extra_memory(samples), target.phase(DURING, samples):
             ran = tool.dump(target, self._images, "--leave-running", *options)
-        samples["freeze"].append(samples["watched during"][-1])
+        samples["freeze"] = samples["frozen during"]
         samples["total"].append(ran.wall)
         sizes = (file.stat().st_size for file in self._images.iterdir())
         samples["written"].append(sum(sizes) / MIB)
         with ImageDir.open(self._images) as image:
             told = image.read("stats-dump").dump
         samples["freeze, told"].append(told.frozen_time / 1e3)
+        samples["freezing, told"].append(told.freezing_time / 1e3)
         samples["copying"].append(told.memdump_time / 1e3)
 
 
@@ -319,17 +333,24 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
     parser.add_argument("--rounds", type=int, default=3, help="samples of each cell")
     parser.add_argument("--seconds", type=float, default=1.0, help="to watch before and after")
-    parser.add_argument("--quick", action="store_true", help="each axis once, in some minutes")
+    parser.add_argument("--quick", action="store_true", help="two of each, once")
     parser.add_argument("--dir", type=Path, help="where the images go")
     parser.add_argument("--out", type=Path, default=REPO / "docs", help="where the report goes")
-    parser.add_argument("--json", action="store_true", help="all samples too, as JSON")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        vars(arguments).update(QUICK)
-    return arguments
+    parser.add_argument("--json", action="store_true", help="all samples, as JSON")
+    parser.add_argument("--again", type=Path, help="only report what such JSON holds")
+    if parser.parse_args().quick:
+        parser.set_defaults(**QUICK)
+    return parser.parse_args()
 
 
-def run(arguments: argparse.Namespace) -> Bench:
+def told(file: Path) -> tuple[Results, list[Failure]]:
+    """What an earlier run has told as JSON."""
+    earlier = json.loads(file.read_text())
+    failures = [Failure(*one) for one in earlier["failures"]]
+    return {Cell(*cell): figures for cell, figures in earlier["samples"]}, failures
+
+
+def run(arguments: argparse.Namespace) -> tuple[Results, list[Failure]]:
     """Measure all that is asked for; what there is when interrupted is told all the same."""
     with (
         tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=arguments.dir) as directory,
@@ -339,26 +360,25 @@ def run(arguments: argparse.Namespace) -> Bench:
         try:
             bench.measure(matrix(arguments), arguments.rounds)
         except KeyboardInterrupt:
-            bench.failures.append("interrupted: what follows is not all")
-    return bench
+            bench.failures.append(Failure("what was left", "interrupted"))
+    return bench.results, bench.failures
 
 
 def main() -> int:
     arguments = _arguments()
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -20)  # what else runs here is not to be measured
-    bench = run(arguments)
-    if not bench.results:
-        raise SystemExit("\n".join(["nothing was measured", *bench.failures]))
-    found = demands(bench.results)
-    write(arguments.out, bench.results, found, " ".join(sys.argv[1:]))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    results, failures = told(arguments.again) if arguments.again else run(arguments)
+    if not results:
+        raise SystemExit("\n".join(["nothing was measured", *map(str, failures)]))
+    found = demands(results)
+    write(arguments.out, results, found, failures)
     if arguments.json:
-        samples = [cell._asdict() | figures for cell, figures in bench.results.items()]
-        print(json.dumps(samples, indent=1))
-    print(*bench.failures, sep="\n", end="\n" if bench.failures else "")
-    for demand in found:
-        print(f"{'PASS' if demand.met else 'FAIL'}  {demand.what}: {demand.figure}")
-    return int(bool(bench.failures) or not all(demand.met for demand in found))
+        print(json.dumps({"demands": found, "failures": failures, "samples": [*results.items()]}))
+    else:
+        print(*failures, *found, sep="\n")
+    return int(bool(failures) or not all(demand.met for demand in found))
 
 
 if __name__ == "__main__":
