@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Threads that map, unmap, move, protect, discard and grow their memory all the time. Each keeps a
- * book of what it has where, and checks a page against it before doing anything to it. With `fork` as
- * an argument there is also one that has child after child, and waits for each.
+ * book of what it has where, and checks a page against it before doing anything to it.
  */
 #include "mutate.h"
 #include <alloca.h>
-#include <sys/wait.h>
 
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
@@ -228,29 +226,6 @@ static void threads(struct worker *self)
 	}
 }
 
-/* Children at full speed: each sees our page as it was when it was born, and writes over its own. */
-static void children(struct worker *self)
-{
-	volatile uint64_t *page = own_area(16 * PAGE, false);
-
-	for (uint64_t n = 1; going(self); n++) {
-		int status;
-		pid_t child;
-
-		write_page(page, n, n);
-		child = fork();
-		if (!child) {
-			write_page(page + WORDS, n + 1, n);
-			_exit(!holds(page, n, n));
-		}
-		must(child > 0);
-		write_page(page, n + 1, n);
-		must_be(waitpid(child, &status, 0), child);
-		must_be(status, 0);
-		must(holds(page, n + 1, n));
-	}
-}
-
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
@@ -261,7 +236,5 @@ int main(int argc, char **argv)
 	employ(moves_big);
 	employ(heap);
 	employ(threads);
-	if (argc > 2 && !strcmp(argv[2], "fork"))
-		employ(children);
 	return judge_workers();
 }
