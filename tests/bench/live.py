@@ -43,7 +43,13 @@ IDLE, FULL = 0, -1
 RATES = {"idle": IDLE, "10k": 10_000, "100k": 100_000, "full": FULL}
 THP = ("off", "on")
 ENGINES = ("live", "fork", "stop", "criu")
-QUICK = {"sizes": [256, 2048], "rates": ["idle", "full"], "rounds": 1, "seconds": 0.4}
+QUICK = {
+    "sizes": [256, 2048],
+    "rates": ["idle", "full"],
+    "rounds": 1,
+    "seconds": 0.4,
+    "limit": 60.0,
+}
 LEAVE_HUGE_PAGES = ("stop", "criu")
 """After these the target is as it was; the others split huge pages, and a fork() takes longer."""
 MIB = 1 << 20
@@ -115,8 +121,11 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         self._map.close()
-        self._process.send_signal(signal.SIGKILL)
+        self.kill()
         self._process.wait()
+
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
 
     def _get(self, word: int) -> int:
         return int(struct.unpack_from("<Q", self._map, word * 8)[0])
@@ -242,14 +251,30 @@ def timed_copy(source: Path, goal: Path, samples: Samples) -> None:
     samples["cp, synced"].append((time.monotonic() - since) * 1e3)
 
 
+@contextlib.contextmanager
+def limited(target: Writer, seconds: float) -> Iterator[None]:
+    """End a dump that takes too long by taking its target away: it fails, and lets go of all."""
+    timer = threading.Timer(seconds, target.kill)
+    timer.start()
+    try:
+        yield
+    except SystemExit as failed:
+        if timer.finished.is_set():
+            raise SystemExit(f"took over {seconds:g} s") from failed
+        raise
+    finally:
+        timer.cancel()
+
+
 # --- the measurements
 
 
 class Bench:
     """One run: samples by cell."""
 
-    def __init__(self, directory: Path, talk: Path, seconds: float) -> None:
-        self._directory, self._talk, self._seconds = directory, talk, seconds
+    def __init__(self, directory: Path, talk: Path, seconds: float, limit: float) -> None:
+        self._directory, self._talk = directory, talk
+        self._seconds, self._limit = seconds, limit
         self._images = directory / "images"
         self._program = build(directory)
         self._tools = tools()
@@ -273,8 +298,8 @@ class Bench:
             self._sample(cell, samples)
             for figure, values in samples.items():
                 self.results[cell][figure] += values
-        except SystemExit as failed:
-            self.failures.append(Failure(str(cell), str(failed)))
+        except (SystemExit, TimeoutError) as failed:
+            self.failures.append(Failure(str(cell), str(failed).strip()))
         finally:
             shutil.rmtree(self._images, ignore_errors=True)
 
@@ -295,7 +320,11 @@ class Bench:
     def _dump(self, cell: Cell, target: Writer, samples: Samples) -> None:
         tool = self._tools[_tool(cell)]
         options = [] if cell.engine == "criu" else [f"--engine={cell.engine}"]
-        with extra_memory(samples), target.phase(DURING, samples):
+        with (
+            limited(target, self._limit),
+            extra_memory(samples),
+            target.phase(DURING, samples),
+        ):
             ran = tool.dump(target, self._images, "--leave-running", *options)
         samples["freeze"] = samples["frozen during"]
         samples["total"].append(ran.wall)
@@ -333,6 +362,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
     parser.add_argument("--rounds", type=int, default=3, help="samples of each cell")
     parser.add_argument("--seconds", type=float, default=1.0, help="to watch before and after")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds for one dump")
     parser.add_argument("--quick", action="store_true", help="two of each, once")
     parser.add_argument("--dir", type=Path, help="where the images go")
     parser.add_argument("--out", type=Path, default=REPO / "docs", help="where the report goes")
@@ -356,7 +386,7 @@ def run(arguments: argparse.Namespace) -> tuple[Results, list[Failure]]:
         tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=arguments.dir) as directory,
         tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=SHM) as talk,
     ):
-        bench = Bench(Path(directory), Path(talk), arguments.seconds)
+        bench = Bench(Path(directory), Path(talk), arguments.seconds, arguments.limit)
         try:
             bench.measure(matrix(arguments), arguments.rounds)
         except KeyboardInterrupt:
