@@ -21,6 +21,7 @@ from ckpt.image import pb
 from ckpt.image.hot import BLOCK, read_hot, write_hot
 from ckpt.image.pages import PageReader, PageRun
 from ckpt.kernel.arch import NR, Regs
+from ckpt.kernel.inotify import Watch
 from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
 from ckpt.kernel.remote import Remote
 from ckpt.kernel.tripwire import Tripwire, fork_with_files
@@ -28,11 +29,17 @@ from ckpt.kernel.userfaultfd import FILLING, UFFDIO_API, Mode, Userfaultfd, api_
 from ckpt.log import Log
 from ckpt.memory.journal import Journal
 from ckpt.memory.late import Late, Part
-from ckpt.memory.pager import Pager, Source
+from ckpt.memory.layout import Range
+from ckpt.memory.pager import Pager, Source, pager_name
+from ckpt.memory.shmem import SharedObject
+from ckpt.memory.thp import collapse, huge_ranges
+from ckpt.memory.window import Windows, base_of, parts
 from ckpt.options import RestoreOptions
 
 LateRuns = tuple[pb.vma_entry, list[PageRun]]
 """A mapping with its pages that are to come late."""
+LateObject = tuple[SharedObject, list[pb.vma_entry]]
+"""A shared object that is to be filled late, and where it is mapped."""
 
 _BEFOREHAND = 32 << 20 >> 12  # pages that are filled in before the process runs: 20 ms or so
 _GIVE_UP = 3
@@ -64,25 +71,52 @@ class Lazy:
     def __init__(self, pid: int, owner: int, first: Iterable[int], options: RestoreOptions) -> None:
         self.pages = 0
         self._pid, self._owner, self._options = pid, owner, options
+        self._huge: list[Range] = []
         self._log: Log = options.log
         self._images = os.path.abspath(options.images_dir)
         self._figures = os.path.join(os.path.abspath(options.stats_dir), f"lazy-{pid}.json")
         self._wanted = [*first, *read_hot(self._images, pid)]
         self._ready = -1
         self._journal: Journal
-        self._reader: PageReader
+        self._readers: dict[int, PageReader]
         self._number: int
         self._todo: list[Part] = []
+        self._windows: list[Part] = []
+        self._objects: list[tuple[SharedObject, Watch]] = []
+        self._pidfd = pidfd_open(pid)
 
-    def start(self, uffd: Userfaultfd, late: list[LateRuns], reader: PageReader) -> None:
+    def start(
+        self,
+        uffd: Userfaultfd,
+        late: list[LateRuns],
+        shared: list[LateObject],
+        reader: PageReader,
+    ) -> None:
         """Begin to fill the memory, from processes of our own that outlive us; uffd is closed."""
         for entry, runs in late:
-            if not uffd.register(entry.start, entry.end, Mode.MISSING):
-                raise KernelError(errno.EINVAL, "UFFDIO_REGISTER", addr=entry.start)
+            _register(uffd, entry)
             self._todo += [Part(run.vaddr, run.end, 0) for run in runs]
-        self.pages = sum(part.end - part.start for part in self._todo) >> 12
-        self._number, self._reader, self._journal = uffd.fd, reader, Journal()
-        self._begun = time.monotonic_ns()
+        for one, entries in shared:
+            self._objects.append((one, Watch(one.fd)))
+            for entry in entries:
+                _register(uffd, entry)
+                moved = entry.start - entry.pgoff - base_of(one)
+                self._windows.append(Part(entry.start, entry.end, moved))
+        self._huge = huge_ranges(late)
+        todo = [*self._todo, *self._shared()]
+        self.pages = sum(part.end - part.start for part in todo) >> 12
+        self._readers = {0: reader} | {one.number: one.reader for one, _ in self._objects}
+        self._number, self._journal, self._begun = uffd.fd, Journal(), time.monotonic_ns()
+        self._fork()
+        for _, watch in self._objects:
+            watch.close()
+        os.close(self._pidfd)
+        uffd.close()
+
+    def _shared(self) -> list[Part]:
+        return [part for one, _ in self._objects for part in parts(one)]
+
+    def _fork(self) -> None:
         self._ready, ready = os.pipe2(os.O_CLOEXEC)
         if os.fork() == 0:
             try:
@@ -93,7 +127,6 @@ class Lazy:
             finally:
                 os._exit(1)
         os.close(ready)
-        uffd.close()
 
     def wait(self) -> None:
         """Return when the process may run: the pager serves, and has what it will touch first."""
@@ -116,9 +149,15 @@ class Lazy:
         """Leave the caller's session and directory, and let go of every descriptor but ours."""
         os.setsid()
         os.chdir("/")
+        with open("/proc/self/comm", "w") as comm:
+            comm.write(pager_name(self._pid))
         for signo in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(signo, signal.SIG_DFL)
-        kept = {self._number, ready, *(run.fd for run in self._reader)}
+        kept = {self._number, self._pidfd, ready}
+        for reader in self._readers.values():
+            kept.update(run.fd for run in reader)
+        for one, watch in self._objects:
+            kept.update((one.fd, watch.fd))
         kept.add(getattr(self._log, "fd", -1))
         null = os.open("/dev/null", os.O_RDWR)
         # Who waits for the end of a pipe waits for the command's end, not for ours.
@@ -152,14 +191,15 @@ class Lazy:
     def _work(self, holder: int, ready: int) -> bool:
         """Go on from where the journal ends; returns False if the holder has died."""
         # A new object: a worker that has become the holder has closed its own, perhaps.
-        late = Late(Userfaultfd(self._number), list(self._todo))
+        uffd = Userfaultfd(self._number)
+        late = Late(uffd, self._todo, self._windows, self._shared())
         for record in self._journal:
             late.apply(record)
         _close_all_but(set(late.spaces))
-        for space in late.spaces.values():
-            space.uffd.wake_all()  # what was asked, but not answered, is asked again
-        source, disarm = Source(self._reader), self._tripwire.disarm
-        pager = Pager(late, self._journal, source, self._log, self._wanted, disarm)
+        source, windows = Source(self._readers), Windows(self._objects)
+        disarm = self._tripwire.disarm
+        pager = Pager(late, self._journal, source, self._log, self._wanted, windows, disarm)
+        pager.resume()
         pager.prefetch(_BEFOREHAND)
         with suppress(BrokenPipeError):  # the restore has been told before
             os.write(ready, b"!")
@@ -167,6 +207,7 @@ class Lazy:
             return False
         pager.tell()
         self._keep(late)
+        collapse(self._pidfd, self._huge)
         return True
 
     def _keep(self, late: Late) -> None:
@@ -177,6 +218,7 @@ class Lazy:
         figures = {
             "pid": self._pid,
             "total_ns": time.monotonic_ns() - self._begun,
+            "late_pages": self.pages,
             **late.figures.as_dict(),
             "known_blocks": len(known),
             "known_missed": len(known & late.touched.keys()),
@@ -187,6 +229,11 @@ class Lazy:
             with open(f"{self._figures}.new", "w") as file:
                 json.dump(figures, file)
             os.rename(f"{self._figures}.new", self._figures)
+
+
+def _register(uffd: Userfaultfd, entry: pb.vma_entry) -> None:
+    if not uffd.register(entry.start, entry.end, Mode.MISSING):
+        raise KernelError(errno.EINVAL, "UFFDIO_REGISTER", addr=entry.start)
 
 
 def _close_all_but(kept: set[int]) -> None:

@@ -39,6 +39,7 @@ from ckpt.task import process, regs, sched, signals, thread, timers
 if TYPE_CHECKING:
     from ckpt.lazy import LateRuns, Lazy
 
+_MADV_HUGEPAGE = 14
 _CLONE_PARENT = 0x8000
 _CLONE_THREAD = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000  # VM FS FILES SIGHAND ... SYSVSEM
 _LEADER_ROOM, _ROOM_EACH, _THREAD_ROOM = 1 << 20, 1 << 10, 16 << 10
@@ -49,7 +50,7 @@ class Task:
 
     def __init__(self, saved: Saved, options: RestoreOptions) -> None:
         self.saved, self.options = saved, options
-        self.forking_ns = self.pages = 0
+        self.forking_ns = self.pages = self.shared_pages = 0
         self.late_pages = 0
         self._late: list[LateRuns] = []
         self._lazy: Lazy | None = None
@@ -200,8 +201,12 @@ class Task:
             self._attach(attachments, self._make_in(image, self.saved.ipc_id))
 
     def _make_in(self, image: ImageDir, ns_id: int) -> Restore:
-        self._namespaces.append(Restore(image, ns_id, partial(shmem.load, image), self._syscall))
+        load = partial(self._load_segment, image)
+        self._namespaces.append(Restore(image, ns_id, load, self._syscall))
         return self._namespaces[-1]
+
+    def _load_segment(self, image: ImageDir, shmid: int, fd: int) -> None:
+        self.shared_pages += shmem.load(image, shmid, fd)
 
     def _attach(self, attachments: list[sysv.Attachment], make: Restore) -> None:
         segments = ipcshm.read(make)
@@ -226,6 +231,9 @@ class Task:
         for entry, runs in filled:
             if not entry.status & (KERNELS_OWN | Status.GUARD | Status.SYSVIPC):
                 vmas.map_in(entry, files.mapped(entry), batch, fill=bool(runs))
+        for entry, runs in filled:
+            if runs and entry.madv >> _MADV_HUGEPAGE & 1:  # now, to be filled with huge pages
+                batch.call(NR.madvise, entry.start, entry.end - entry.start, _MADV_HUGEPAGE)
         self._run(batch)
         self._fill([run for _, runs in filled for run in runs], reader)
         batch = self._batch()
@@ -233,16 +241,17 @@ class Task:
             if not entry.status & KERNELS_OWN:
                 vmas.finish(entry, batch, fill=bool(runs))
         self._run(batch)
-        if self._late:
+        if self._late or files.contents.late:
             # Before anything else: a thread's rseq area, say, is written to once it is known.
-            self._begin_lazy(reader)
+            self._begin_lazy(files, reader)
 
-    def _begin_lazy(self, reader: PageReader) -> None:
+    def _begin_lazy(self, files: Files, reader: PageReader) -> None:
         from ckpt.lazy import Lazy, fetch  # an eager restore starts sooner without it
 
         saved = self.saved
         self._lazy = Lazy(saved.pid, saved.kill_all, saved.first_touched(), self.options)
-        self._lazy.start(fetch(self._leader, self._regs), self._late, reader)
+        uffd = fetch(self._leader, self._regs)
+        self._lazy.start(uffd, self._late, files.contents.late, reader)
         self.late_pages = self._lazy.pages
         self.options.log.line(INFO, f"{self.late_pages} pages come late, {self.pages} are there")
 

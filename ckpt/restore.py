@@ -54,7 +54,7 @@ def restore(options: RestoreOptions) -> RestoreReport:
         pid=saved.pid,
         forking_ns=task.forking_ns,
         total_ns=time.monotonic_ns() - begun,
-        pages=task.pages,
+        pages=task.pages + files.contents.pages + task.shared_pages,
         late_pages=task.late_pages,
     )
     write_stats(report, options)

@@ -2,7 +2,6 @@
 """The image of one process as a restore needs it: read, checked, its files made."""
 
 import os
-from functools import partial
 from typing import NamedTuple
 
 from ckpt import namespaces
@@ -16,6 +15,7 @@ from ckpt.image.directory import ImageDir
 from ckpt.kernel.arch import NR
 from ckpt.kernel.remote import Batch
 from ckpt.memory import shmem, vmas
+from ckpt.memory.shmem import SharedObject
 from ckpt.memory.vmas import FILE_BACKED
 from ckpt.options import RestoreOptions
 from ckpt.task import regs, signals
@@ -112,6 +112,44 @@ def _check_core(core: pb.core_entry, tid: int, *, leader: bool) -> None:
         raise ImageError(f"core-{tid}.img: incomplete")
 
 
+class Contents:
+    """Fills shared memory objects, and puts aside those that may be filled late."""
+
+    def __init__(self, image: ImageDir, late: dict[int, list[pb.vma_entry]]) -> None:
+        self.pages = 0
+        self.late: list[tuple[SharedObject, list[pb.vma_entry]]] = []
+        """The objects that are still empty, and their mappings."""
+        self._image, self._may_be_late = image, late
+
+    def __call__(self, shmid: int, fd: int) -> None:
+        """Fill the object at fd, or take a copy of the descriptor."""
+        mappings = self._may_be_late.get(shmid)
+        if mappings is None or not self._image.exists("pagemap-shmem", shmid):
+            self.pages += shmem.load(self._image, shmid, fd)
+            return
+        reader = shmem.open_pages(self._image, shmid, fd)
+        one = SharedObject(len(self.late) + 1, os.dup(fd), reader)
+        self.late.append((one, mappings))
+
+    def close(self) -> None:
+        """Let go of what was put aside."""
+        while self.late:
+            self.late.pop()[0].close()
+
+
+def _late_objects(
+    image: ImageDir, saved: Saved, entries: dict[int, pb.file_entry]
+) -> dict[int, list[pb.vma_entry]]:
+    if not image.exists("memfd"):
+        return {}
+    from ckpt.memory import lateness  # an eager restore starts sooner without it
+
+    memfds = [entry for entry, _ in image.records("memfd")]
+    opened = [entry.id for entry in saved.fdinfo]
+    opened += [saved.mm.exe_file_id, saved.fs.cwd_id, saved.fs.root_id]
+    return lateness.late_objects(memfds, entries, opened, saved.vmas)
+
+
 class Files:
     """Every file that a process of the image needs, as descriptors of ours that it inherits."""
 
@@ -119,7 +157,9 @@ class Files:
         external.check(options.external)
         external.check_inherited(options)
         entries = {entry.id: entry for entry, _ in image.records("files")}
-        self._make = Restore(image, options, entries, partial(shmem.load, image))
+        late = _late_objects(image, saved, entries) if options.lazy_pages else {}
+        self.contents = Contents(image, late)
+        self._make = Restore(image, options, entries, self.contents)
         self.table = FileTable(saved.fdinfo, self._make)
         self._mapped: dict[tuple[int, int], int] = {}
         self._paths: list[int] = []
@@ -172,6 +212,7 @@ class Files:
             return
         self._closed = True
         self._make.close(ok=ok)
+        self.contents.close()
         for fd in self._paths:
             os.close(fd)
         self.table.close()

@@ -114,7 +114,9 @@ class NR(IntEnum):
     unshare = 272
     set_robust_list = 273
     get_robust_list = 274
+    inotify_add_watch = 254
     sync_file_range = 277
+    inotify_init1 = 294
     epoll_pwait = 281
     fallocate = 285
     timerfd_settime = 286
@@ -135,6 +137,7 @@ class NR(IntEnum):
     rseq = 334
     clone3 = 435
     close_range = 436
+    process_madvise = 440
     pidfd_open = 434
     pidfd_getfd = 438
     epoll_pwait2 = 441

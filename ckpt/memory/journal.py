@@ -18,7 +18,8 @@ from ckpt.kernel.userfaultfd import Kind
 _MAP_NORESERVE = 0x4000
 _SIZE = 256 << 20  # of addresses: 8 million records; memory is taken as it is written
 _HEAD = 64
-_AT_ONCE = 64
+AT_ONCE = 64
+"""Events that are read by one call, at most."""
 _RECORD = Struct("<B3xIQQQ")  # struct uffd_msg, with the descriptor in a reserved field
 _FD = Struct("<I")
 _TAIL, _READING, _OVERRUN = range(3)
@@ -26,7 +27,11 @@ _EVENTS = {int(kind) for kind in Kind}
 
 
 class Done(IntEnum):
-    """What a pager itself writes down: pages [a, b) were filled, c ns after they were asked for."""
+    """What a pager itself writes down: pages [a, b) were filled, c ns after they were asked for.
+
+    LEFT: a process was let go of. GONE: pages of a shared object were discarded for all; SETTLED:
+    it is known of all that was discarded which was.
+    """
 
     FAULT = 0x81
     PREFETCH = 0x82
@@ -34,6 +39,8 @@ class Done(IntEnum):
     ZERO = 0x84
     LOST = 0x85
     LEFT = 0x86
+    GONE = 0x87
+    SETTLED = 0x88
 
 
 class Record(NamedTuple):
@@ -60,16 +67,16 @@ class Journal:
     def _room(self) -> int:
         """Return where the next records go; without room for them, all before are given up."""
         tail = self._words[_TAIL]
-        if tail + _AT_ONCE * _RECORD.size > self._size:
+        if tail + AT_ONCE * _RECORD.size > self._size:
             self._words[_OVERRUN] = 1
             tail = _HEAD
             self._words[_TAIL] = tail
         return tail
 
-    def read(self, fd: int) -> list[Record]:
-        """Read what has happened from a userfaultfd."""
+    def read(self, fd: int, at_once: int = AT_ONCE) -> list[Record]:
+        """Read what has happened from a userfaultfd, so many events at most."""
         tail = self._room()
-        room = self._view[tail : tail + _AT_ONCE * _RECORD.size]
+        room = self._view[tail : tail + at_once * _RECORD.size]
         # Clean for a successor; and touched, so that the kernel's copy cannot fail.
         room[:] = bytes(len(room))
         self._words[_READING] = fd

@@ -11,37 +11,49 @@ Facts that bite:
 - UNMAP is told when the pages are gone, REMOVE before: between its reading and the end of the
   madvise(2) a page is zeros for whoever asks.
 - The end of a process is not told: the next ioctl says ESRCH.
+- REMOVE is told alike of MADV_DONTNEED, after which shared memory has still to come, and of
+  MADV_REMOVE, after which it is zeros for all. Only the latter changes the file (`inotify`).
 """
 
 import errno
 import os
 import select
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from ckpt.errors import KernelError
+from ckpt.errors import CkptError, KernelError
 from ckpt.image.pages import PageReader
 from ckpt.kernel.userfaultfd import Kind
 from ckpt.log import INFO, Log
-from ckpt.memory.journal import Done, Journal
-from ckpt.memory.late import AROUND, PAGE, Late, Part, Space
+from ckpt.memory.journal import AT_ONCE, Done, Journal
+from ckpt.memory.late import AROUND, OBJECTS, PAGE, Late, Part, Space
+from ckpt.memory.window import Windows, number_of, offset_of
 
 _DRAIN = 256 << 10  # what is filled in before faults are looked for again
+_DOUBT = 2.0  # seconds from the reading of a REMOVE until MADV_REMOVE is done, at most
 _TELL = 16  # pages that cannot be read are told of one by one, but not a million
 
 
-class Source:
-    """The pages of an image, by address; `why` is what was wrong with the last one not read."""
+def pager_name(pid: int) -> str:
+    """Return what the processes are called that fill in a process's memory."""
+    return f"lazy-{pid}"
 
-    def __init__(self, reader: PageReader) -> None:
-        self._reader = reader
+
+class Source:
+    """The pages of an image, by address; `why` is what was wrong with the last one not read.
+
+    readers are by number: 0 has the process's own memory, the others each a shared object.
+    """
+
+    def __init__(self, readers: Mapping[int, PageReader]) -> None:
+        self._readers = readers
         self.why = ""
 
     def read(self, address: int, view: memoryview) -> int:
         """Read pages; returns how many bytes, from the first on, can be read."""
-        at = 0
+        reader, address, at = self._readers[number_of(address)], offset_of(address), 0
         while at < len(view):
-            run = self._reader.find(address + at)
+            run = reader.find(address + at)
             if run is None or run.fd < 0:
                 self.why = "the image does not have it"
                 break
@@ -80,11 +92,13 @@ class Pager:
         source: Source,
         log: Log,
         wanted: Iterable[int] = (),
+        windows: Windows | None = None,
         finished: Callable[[], None] = lambda: None,
     ) -> None:
         self.late = late
         self._journal, self._source, self._log = journal, source, log
         self._wanted, self._finished = list(wanted)[::-1], finished
+        self._windows = windows or Windows([])
         self._buffer = memoryview(bytearray(_DRAIN))
         self._poll = select.poll()
         for fd in late.spaces:
@@ -112,12 +126,22 @@ class Pager:
                 self._advance()
         return True
 
+    def resume(self) -> None:
+        """See to what a pager that died has left undone."""
+        if self.late.doubtful:
+            self._settle()
+        self._windows.forget()
+        for space in self.late.spaces.values():
+            space.uffd.wake_all()  # what was asked, but not answered, is asked again
+
     def _attend(self) -> list[int]:
         """Read and answer what has happened; returns the descriptors that had something."""
         ready = [fd for fd, _ in self._poll.poll(0)]
         for fd in ready:
             if fd in self.late.spaces:
                 self._read(self.late.spaces[fd])
+        while self.late.hurry and (part := self.late.shared.first()):
+            self._fill(None, Done.DRAIN, _piece(part, part.start, _DRAIN))
         for space in list(self.late.spaces.values()):
             for address in list(space.waiting):
                 if address in space.waiting:
@@ -126,24 +150,65 @@ class Pager:
 
     def _read(self, space: Space) -> None:
         now = time.monotonic_ns()
-        for record in self._journal.read(space.uffd.fd):
+        # Whoever causes an event goes on when it is read. So one by one, where each is to be
+        # understood before the next may happen.
+        alone = bool(self.late.shared) and bool(space.windows)
+        for record in self._journal.read(space.uffd.fd, 1 if alone else AT_ONCE):
             self.late.apply(record)
             if record.kind == Kind.PAGEFAULT:
                 space.waiting.setdefault(record.b & -PAGE, now)
             elif record.kind == Kind.FORK:
                 self._poll.register(record.a & 0xFFFFFFFF, select.POLLIN)
+        if self.late.doubtful:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Wait until it is known whether shared memory that was discarded is gone for all."""
+        deadline, watches = time.monotonic() + _DOUBT, set()
+        for part in self.late.doubtful:
+            watch = self._windows.watch(part.start)
+            if watch.changed(deadline - time.monotonic()):
+                self._note(Done.GONE, OBJECTS, part.start, part.end)
+                watches.add(watch)
+            else:
+                self.late.hurry = True  # not to wait for the next one as long
+        self._note(Done.SETTLED, OBJECTS)
+        for watch in watches:
+            watch.forget()
+
+    def _note(self, why: Done, fd: int, start: int = 0, end: int = 0, took: int = 0) -> None:
+        self.late.apply(self._journal.write(why, fd, start, end, took))
 
     def _answer(self, space: Space, address: int) -> None:
-        since, part = space.waiting[address], space.at(address)
-        if part is None:
-            filled = self._put(space, Done.ZERO, Part(address, address + PAGE, 0), since)
+        since, part = space.waiting[address], space.todo.at(address)
+        if part is not None:
+            filled = self._fill(space, Done.FAULT, _piece(part, address, AROUND), since)
+        elif self._answer_shared(space, address, since):
+            return
         else:
-            filled = self._fill(space, Done.FAULT, _around(part, address), since)
+            filled = self._put(space, Done.ZERO, Part(address, address + PAGE, 0), since)
         if filled and filled[0] <= address < filled[1]:
             del space.waiting[address]
 
-    def _fill(self, space: Space, why: Done, part: Part, since: int = 0) -> tuple[int, int] | None:
-        """Fill as much of a part as can be now; returns the range, None if nobody is there."""
+    def _answer_shared(self, space: Space, address: int, since: int) -> bool:
+        """Bring a page of an object, for all; returns False if it is not to come."""
+        found = self.late.image_address(space, address)
+        part = None if found is None else self.late.shared.at(found)
+        if found is None or part is None:
+            return False
+        self._fill(None, Done.FAULT, _piece(part, found, AROUND), since)
+        if self.late.shared.at(found) is None:
+            del space.waiting[address]
+            space.uffd.wake(address, address + PAGE)
+        return True
+
+    def _fill(
+        self, space: Space | None, why: Done, part: Part, since: int = 0
+    ) -> tuple[int, int] | None:
+        """Fill as much of a part as can be now, of a space or, without one, of shared memory.
+
+        Returns the range, None if nobody is there.
+        """
         view = self._buffer[: part.end - part.start]
         got = self._source.read(part.start - part.moved, view)
         if got:
@@ -152,25 +217,36 @@ class Pager:
         self._tell_lost(lost.start - lost.moved)
         return self._put(space, Done.LOST, lost, since)
 
-    def _put(self, space: Space, why: Done, part: Part, since: int) -> tuple[int, int] | None:
+    def _put(
+        self, space: Space | None, why: Done, part: Part, since: int
+    ) -> tuple[int, int] | None:
         """Put what is in the buffer, zeros or poison in place, and write down how far it went."""
-        uffd, (start, end, _) = space.uffd, part
         try:
-            if why == Done.ZERO:
-                length = uffd.zero(start, end - start)
-            elif why == Done.LOST:
-                length = uffd.poison(start, end - start)
-            else:
-                length = uffd.copy(start, self._buffer[: end - start])
+            length = self._put_object(why, part) if space is None else self._into(space, why, part)
         except KernelError as error:
-            if error.errno != errno.ESRCH:
+            if space is None or error.errno != errno.ESRCH:
                 raise
             self._leave(space)
             return None
         if length:
             took = time.monotonic_ns() - since if since else 0
-            self.late.apply(self._journal.write(why, uffd.fd, start, start + length, took))
-        return start, start + length
+            fd = space.uffd.fd if space else OBJECTS
+            self._note(why, fd, part.start, part.start + length, took)
+        return part.start, part.start + length
+
+    def _into(self, space: Space, why: Done, part: Part) -> int:
+        uffd, length = space.uffd, part.end - part.start
+        if why == Done.ZERO:
+            return uffd.zero(part.start, length)
+        if why == Done.LOST:
+            return uffd.poison(part.start, length)
+        return uffd.copy(part.start, self._buffer[:length])
+
+    def _put_object(self, why: Done, part: Part) -> int:
+        if why == Done.LOST:
+            # Poison is in a process's page tables, and a fork's child would not inherit it.
+            raise CkptError("a page of shared memory cannot be read")
+        return self._windows.copy(part.start, self._buffer[: part.end - part.start])
 
     def _tell_lost(self, address: int) -> None:
         lost = self.late.figures.pages[Done.LOST]
@@ -186,16 +262,25 @@ class Pager:
         root = next(iter(self.late.spaces.values()))
         while self._wanted:
             block = self._wanted[-1] & -AROUND
-            if part := root.within(block, block + AROUND):
-                self._fill(root, Done.PREFETCH, part)
+            shared = number_of(block) != 0
+            todo = self.late.shared if shared else root.todo
+            if parts := todo.within(block, block + AROUND):
+                piece = _piece(todo.at(parts[0].start) or parts[0], parts[0].start, AROUND)
+                self._fill(None if shared else root, Done.PREFETCH, piece)
                 return
             self._wanted.pop()
+        self._drain()
+
+    def _drain(self) -> None:
+        shared = self.late.shared.first()
         for space in list(self.late.spaces.values()):
-            if space.todo:
-                part = space.todo[0]
-                self._fill(space, Done.DRAIN, part._replace(end=min(part.end, part.start + _DRAIN)))
+            if part := space.todo.first():
+                self._fill(space, Done.DRAIN, _piece(part, part.start, _DRAIN))
                 return
-            self._leave(space)
+            if not (shared and space.windows):
+                self._leave(space)
+        if shared and self.late.spaces:
+            self._fill(None, Done.DRAIN, _piece(shared, shared.start, _DRAIN))
 
     def _leave(self, space: Space) -> None:
         """Let go of a process that has all its pages, or has ended: nothing faults any more."""
@@ -204,7 +289,7 @@ class Pager:
             self._finished()
         self._poll.unregister(fd)
         # First the record: a successor closes what it has no space for.
-        self.late.apply(self._journal.write(Done.LEFT, fd))
+        self._note(Done.LEFT, fd)
         space.waiting.clear()
         space.uffd.close()
 
@@ -213,7 +298,7 @@ class Pager:
         self._log.line(INFO, f"pager: {self.late.figures.as_dict()}")
 
 
-def _around(part: Part, address: int) -> Part:
+def _piece(part: Part, address: int, size: int) -> Part:
     """Return the piece of a part that is filled when one address of it is wanted."""
-    start = max(part.start, address & -AROUND)
-    return Part(start, min(part.end, (address & -AROUND) + AROUND), part.moved)
+    start = max(part.start, address & -size)
+    return Part(start, min(part.end, (address & -size) + size), part.moved)

@@ -9,6 +9,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from ckpt.errors import ImageError
 from ckpt.image.directory import ImageDir
@@ -17,6 +18,22 @@ from ckpt.memory.pages import Counts
 
 _CHUNK = 1 << 20
 _WINDOW = 32 << 20
+
+
+class SharedObject(NamedTuple):
+    """An object that is to be filled late: a descriptor of it, and its pages in the image.
+
+    number is 1 for the first such object of a restore, and so on.
+    """
+
+    number: int
+    fd: int
+    reader: PageReader
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self.fd)
+        self.reader.close()
 
 
 def save(image: ImageDir, shmid: int, pages_id: int, fd: int, size: int) -> Counts:
@@ -62,22 +79,33 @@ def _copy(fd: int, start: int, end: int, writer: PageWriter) -> None:
         start += length
 
 
-def load(image: ImageDir, shmid: int, fd: int) -> None:
-    """Fill the object at fd from pagemap-shmem-SHMID.img.
+def load(image: ImageDir, shmid: int, fd: int) -> int:
+    """Fill the object at fd from pagemap-shmem-SHMID.img; returns the pages.
 
     By way of a mapping: hugetlb objects cannot be written to. Raises ImageError for pages beyond
     the object's size.
     """
     if not image.exists("pagemap-shmem", shmid):
-        return
-    size = -(-os.fstat(fd).st_size // PAGE) * PAGE
-    with PageReader(image, "pagemap-shmem", shmid) as reader:
+        return 0
+    with open_pages(image, shmid, fd) as reader:
         for run in reader:
-            if run.end > size:
-                raise ImageError(f"pagemap-shmem-{shmid}: pages behind the object's {size} bytes")
             for start in range(run.vaddr, run.end, _WINDOW):
                 part = run.part(start, min(start + _WINDOW, run.end))
                 _fill(fd, start, part.fd, part.offset, part.nr_pages * PAGE)
+        return sum(run.nr_pages for run in reader)
+
+
+def open_pages(image: ImageDir, shmid: int, fd: int) -> PageReader:
+    """Return the saved pages of the object at fd; the caller closes them.
+
+    Raises ImageError for pages beyond the object's size.
+    """
+    size = -(-os.fstat(fd).st_size // PAGE) * PAGE
+    reader = PageReader(image, "pagemap-shmem", shmid)
+    if any(run.end > size for run in reader):
+        reader.close()
+        raise ImageError(f"pagemap-shmem-{shmid}: pages behind the object's {size} bytes")
+    return reader
 
 
 def _fill(fd: int, start: int, source: int, offset: int, length: int) -> None:

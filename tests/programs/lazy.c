@@ -3,43 +3,15 @@
  * Memory that is used the very moment it is restored, in the way that the argument names: while a
  * lazy restore still fills it in. `go` is there before the restore, so nothing is waited for.
  */
-#include "memory.h"
+#include "lazy_area.h"
 #include <malloc.h>
 #include <pthread.h>
-#include <sys/mman.h>
 #include <sys/uio.h>
-#include <sys/wait.h>
 
-enum { SIZE = 64 << 20, PAGES = SIZE / PAGE, SEED = 5, THREADS = 8, ADVICE_POPULATE_WRITE = 23 };
-enum { STACK = 4 << 20, HEAP = 16 << 20, STEP = 1 << 20 };
+enum { THREADS = 8, ADVICE_POPULATE_WRITE = 23 };
+enum { HEAP = 16 << 20 };
 
-static char *area, *heap;
-
-/* Is the memory at `at` what the area had from byte `from` on? */
-static bool is_from(const char *at, size_t from, size_t length)
-{
-	for (size_t i = 0; i < length; i++)
-		if ((unsigned char)at[i] != pattern(from + i, SEED))
-			return false;
-	return true;
-}
-
-static bool intact(size_t from, size_t length)
-{
-	return is_from(area + from, from, length);
-}
-
-static void check_all(void)
-{
-	for (size_t at = 0; at < SIZE; at += STEP)
-		check(intact(at, STEP), "at %#zx", at);
-}
-
-/* Every page once, in an order that jumps. */
-static size_t shuffled(size_t i)
-{
-	return i * 7919 % PAGES * PAGE;
-}
+static char *heap;
 
 static void sequential(void)
 {
@@ -92,23 +64,6 @@ static void direct_io(void)
 	check_is(pread(file, area + SIZE / 2 + 2 * STEP, STEP, 0), STEP);
 	check(is_from(area + SIZE / 2 + 2 * STEP, SIZE / 2, STEP));
 	check(intact(SIZE / 2 + STEP, STEP));
-}
-
-/* Wait for a child that reports by its exit code. */
-static void reap(pid_t child)
-{
-	int status = -1;
-	check(child > 0);
-	waitpid(child, &status, 0);
-	check_is(status, 0);
-}
-
-static int all_right(void)
-{
-	for (size_t i = 0; i < PAGES; i++)
-		if (!intact(shuffled(i), PAGE))
-			return 1;
-	return 0;
 }
 
 static void forks(void)

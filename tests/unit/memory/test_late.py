@@ -7,11 +7,13 @@ import os
 import pytest
 
 from ckpt.errors import CkptError
+from ckpt.image import pb
 from ckpt.image.pages import PE_PRESENT, PageRun
 from ckpt.kernel.userfaultfd import Kind, Userfaultfd
-from ckpt.memory import pager
+from ckpt.memory import lateness, pager
 from ckpt.memory.journal import Done, Journal, Record
-from ckpt.memory.late import PAGE, Late, Part
+from ckpt.memory.late import OBJECTS, PAGE, Late, Part
+from ckpt.memory.vmas import Status
 
 ROOT, CHILD = 90, 91
 
@@ -35,11 +37,11 @@ def test_what_is_filled_or_goes_away_is_dropped(late: Late) -> None:
 
 def test_what_moves_is_still_found_in_the_image(late: Late) -> None:
     late.apply(Record(Kind.REMAP, ROOT, 0x14000, 0x44000, 0x4000))
-    space = late.spaces[ROOT]
-    assert space.at(0x15000) is None
-    assert 0x45000 - space.at(0x45000).moved == 0x15000
-    assert space.at(0x49000).moved == 0
-    assert [part.end - part.start for part in space.todo] == [
+    todo = late.spaces[ROOT].todo
+    assert todo.at(0x15000) is None
+    assert 0x45000 - todo.at(0x45000).moved == 0x15000
+    assert todo.at(0x49000).moved == 0
+    assert [part.end - part.start for part in todo] == [
         0x4000, 0x8000, 0x4000, 0x4000, 0x8000,
     ]  # fmt: skip
 
@@ -54,11 +56,98 @@ def test_a_child_has_its_own(late: Late) -> None:
 
 
 def test_the_next_piece_of_a_block(late: Late) -> None:
-    space = late.spaces[ROOT]
-    assert space.within(0x0, 0x10000) is None
-    assert space.within(0x0, 0x11000) == (0x10000, 0x11000, 0)
-    assert space.within(0x1F000, 0x41000) == (0x1F000, 0x20000, 0)
-    assert space.within(0x50000, 0x60000) is None
+    todo = late.spaces[ROOT].todo
+    assert todo.within(0x0, 0x10000) == []
+    assert todo.within(0x0, 0x11000) == [(0x10000, 0x11000, 0)]
+    assert todo.within(0x1F000, 0x41000) == [(0x1F000, 0x20000, 0), (0x40000, 0x41000, 0)]
+    assert todo.within(0x50000, 0x60000) == []
+    assert todo.first() == (0x10000, 0x20000, 0)
+
+
+# --- shared objects
+
+
+OBJECT = 1 << 48
+
+
+@pytest.fixture
+def shared() -> Late:
+    """An object of 16 pages, of which the last 8 are mapped at 0x10000, all at 0x40000."""
+    windows = [Part(0x10000, 0x18000, 0x8000 - OBJECT), Part(0x40000, 0x50000, 0x40000 - OBJECT)]
+    return Late(Userfaultfd(ROOT), [], windows, [Part(OBJECT, OBJECT + 0x10000, 0)])
+
+
+def test_a_page_of_an_object_comes_once_for_all(shared: Late) -> None:
+    shared.apply(Record(Kind.FORK, ROOT, CHILD, 0, 0))
+    child = shared.spaces[CHILD]
+    assert shared.image_address(child, 0x11000) == OBJECT + 0x9000
+    assert shared.image_address(child, 0x49000) == OBJECT + 0x9000
+    shared.apply(Record(Done.FAULT, OBJECTS, OBJECT + 0x8000, OBJECT + 0xA000, 1))
+    assert shared.image_address(child, 0x11000) is None
+    assert shared.image_address(shared.spaces[ROOT], 0x48000) is None
+    assert shared.image_address(child, 0x47000) == OBJECT + 0x7000
+
+
+def test_what_is_not_mapped_any_more_still_comes_for_others(shared: Late) -> None:
+    shared.apply(Record(Kind.UNMAP, ROOT, 0x10000, 0x18000, 0))
+    space = shared.spaces[ROOT]
+    assert shared.image_address(space, 0x11000) is None
+    assert shared.image_address(space, 0x49000) == OBJECT + 0x9000
+
+
+def test_what_is_discarded_is_in_doubt(shared: Late) -> None:
+    shared.apply(Record(Kind.REMOVE, ROOT, 0x12000, 0x14000, 0))
+    assert shared.doubtful == [(OBJECT + 0xA000, OBJECT + 0xC000, 0)]
+    assert shared.image_address(shared.spaces[ROOT], 0x12000) == OBJECT + 0xA000
+    shared.apply(Record(Done.GONE, OBJECTS, OBJECT + 0xA000, OBJECT + 0xC000, 0))
+    shared.apply(Record(Done.SETTLED, OBJECTS, 0, 0, 0))
+    assert shared.image_address(shared.spaces[ROOT], 0x12000) is None
+    assert shared.doubtful == []
+    assert shared.figures.pages[Done.GONE] == 0
+
+
+def test_a_mapping_that_moved_may_have_grown(shared: Late) -> None:
+    assert not shared.hurry
+    shared.apply(Record(Kind.REMAP, ROOT, 0x40000, 0x80000, 0x10000))
+    assert shared.hurry
+    assert shared.image_address(shared.spaces[ROOT], 0x81000) == OBJECT + 0x1000
+
+
+def entry(**fields: int) -> pb.vma_entry:
+    base = {"start": 0, "end": PAGE, "pgoff": 0, "shmid": 7, "prot": 3, "fd": -1, "fdflags": 2,
+            "flags": 1, "status": Status.FILE_SHARED | Status.MEMFD}  # fmt: skip
+    return pb.vma_entry(**base | fields)
+
+
+@pytest.mark.parametrize(
+    ("mappings", "opened", "seals", "late"),
+    [
+        ([entry()], [], 0, True),
+        ([entry(), entry(start=PAGE, end=2 * PAGE)], [8], 0, True),
+        ([entry()], [7], 0, False),  # open
+        ([entry()], [], 16, False),  # F_SEAL_FUTURE_WRITE
+        ([entry(), entry(fdflags=0)], [], 0, False),
+        ([entry(flags=0x2001)], [], 0, False),  # locked
+        ([entry(), entry(status=Status.FILE_PRIVATE | Status.MEMFD)], [], 0, False),
+        ([], [], 0, False),
+    ],
+)
+def test_which_objects_may_be_late(
+    mappings: list[pb.vma_entry], opened: list[int], seals: int, late: bool
+) -> None:
+    memfd = pb.memfd_inode_entry(uid=0, gid=0, size=PAGE, shmid=5, seals=seals, inode_id=1)
+    memfd.name = b"x" if isinstance(memfd.name, bytes) else "x"
+    fown = pb.fown_entry(uid=0, euid=0, signum=0, pid_type=0, pid=0)
+    opener = pb.memfd_file_entry(id=7, flags=2, pos=0, fown=fown, inode_id=1)
+    files = {
+        7: pb.file_entry(type=pb.FD_MEMFD, id=7, memfd=opener),
+        8: pb.file_entry(type=pb.FD_REG, id=8),
+    }
+    found = lateness.late_objects([memfd], files, opened, mappings)
+    assert found == ({5: mappings} if late else {})
+
+
+# --- a journal
 
 
 def test_a_journal_has_what_was_read_and_not_looked_at() -> None:
@@ -101,7 +190,7 @@ def test_a_bad_page_takes_no_other_along(monkeypatch: pytest.MonkeyPatch) -> Non
         return len(views[0])
 
     monkeypatch.setattr(os, "preadv", preadv)
-    source = pager.Source(Reader())
+    source = pager.Source({0: Reader()})
     view = memoryview(bytearray(2 * PAGE))
     assert source.read(0x10000, view) == PAGE
     assert source.read(0x11000, view[:PAGE]) == 0
