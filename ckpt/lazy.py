@@ -30,7 +30,8 @@ from ckpt.log import Log
 from ckpt.memory.journal import Journal
 from ckpt.memory.late import Late, Part
 from ckpt.memory.layout import Range
-from ckpt.memory.pager import Pager, Source, pager_name
+from ckpt.memory.pager import Pager, Source
+from ckpt.memory.pagers import pager_name
 from ckpt.memory.shmem import SharedObject
 from ckpt.memory.thp import collapse, huge_ranges
 from ckpt.memory.window import Windows, base_of, parts

@@ -7,9 +7,11 @@ from ckpt import namespaces
 from ckpt.errors import KernelError, NoSuchTask, NotPermitted, OptionsError, Unsupported
 from ckpt.files import external, table
 from ckpt.kernel import features, maps, procfs
+from ckpt.kernel.maps import SmapsEntry
 from ckpt.kernel.nsfs import entered
 from ckpt.kernel.procfs import Stat, Status
 from ckpt.memory import vmas
+from ckpt.memory.pagers import await_pagers
 from ckpt.namespaces import ipcshm
 from ckpt.options import DumpOptions
 
@@ -45,12 +47,21 @@ def check(pid: int, pidfd: int, options: DumpOptions) -> None:
     _check_alone(pid, status)
     _check_session(pid, stat, options)
     table.check(pid, pidfd, options)  # first: a mapping has no number to be named by
-    mappings = maps.smaps(pid)
+    mappings = _with_all_pages(pid, options)
     for mapping in mappings:
         vmas.check(pid, mapping)
     if segments := {one.inode for one in mappings if vmas.is_sysv(vmas.status_of(one))}:
         with entered("ipc", pid):
             ipcshm.check(pid, segments)
+
+
+def _with_all_pages(pid: int, options: DumpOptions) -> list[SmapsEntry]:
+    """Return the mappings; those of a lazy restore that is not through yet, when it is."""
+    mappings = maps.smaps(pid)
+    if any("um" in mapping.vm_flags for mapping in mappings):
+        await_pagers(pid, options.log)
+        mappings = maps.smaps(pid)
+    return mappings
 
 
 def _check_identity(pid: int, status: Status, stat: Stat) -> None:

@@ -34,11 +34,6 @@ _DOUBT = 2.0  # seconds from the reading of a REMOVE until MADV_REMOVE is done, 
 _TELL = 16  # pages that cannot be read are told of one by one, but not a million
 
 
-def pager_name(pid: int) -> str:
-    """Return what the processes are called that fill in a process's memory."""
-    return f"lazy-{pid}"
-
-
 class Source:
     """The pages of an image, by address; `why` is what was wrong with the last one not read.
 

@@ -16,6 +16,7 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
@@ -191,19 +192,38 @@ def _reap_all_but(pid: int) -> None:
                 os.waitpid(child.pid, 0)
 
 
-def test_both_killed(place: Path) -> None:
+@pytest.mark.parametrize("at_once", [True, False], ids=["at-once", "stopped-first"])
+def test_both_killed(at_once: bool, place: Path) -> None:
     """With nobody left who could bring the pages, the process is killed, and its children."""
     images = place / "images"
     with dumped(way("slowly"), place) as target:
         restore(target, images)
         alive = pagers()
-        for pager in alive:
+        for pager in alive if not at_once else ():
             pager.suspend()  # so that neither can do anything about the other's end
         for pager in alive:
             pager.kill()
         assert len(alive) == 2
         assert os.WTERMSIG(target.task.reap()) == signal.SIGKILL
         assert not (target.directory / "verdict").exists()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_killed_while_the_kernel_copies(seed: int, place: Path) -> None:
+    """What write(2) takes of missing pages is never zeros, not even as all pagers die."""
+    images, dice = place / "images", random.Random(seed)
+    with dumped(way("copies-out"), place) as target:
+        restore(target, images)
+        alive, out = pagers(), target.directory / "out"
+        length = dice.randrange(1, SIZE // 8)
+        wait_until(lambda: out.exists() and out.stat().st_size > length, "output")
+        for pager in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                pager.kill()
+        target.task.reap()
+        written = out.read_bytes()
+        assert len(written) > length
+        assert (target.directory / "expected").read_bytes().startswith(written)
 
 
 # --- pages that cannot be had
@@ -268,10 +288,64 @@ def test_a_live_dump_leaves_its_order(place: Path) -> None:
         assert len(set(addresses)) == len(addresses)
 
 
+# --- several at once
+
+
+def test_several_at_once(place: Path) -> None:
+    """Each process has its own pagers; what one waits for keeps no other waiting for ever."""
+    names = ("random", "forks", "writes")
+    with contextlib.ExitStack() as stack:
+        targets = []
+        for name in names:
+            (place / name).mkdir()
+            targets.append(stack.enter_context(dumped(way(name), place / name)))
+        for name, target in zip(names, targets, strict=True):
+            restore(target, place / name / "images")
+        for name, target in zip(names, targets, strict=True):
+            target.judge("the restored copy", place / name / "images")
+        wait_until(lambda: not pagers(), "end of the pagers")
+        for name, target in zip(names, targets, strict=True):
+            figures = json.loads((place / name / f"images/lazy-{target.pid}.json").read_text())
+            assert figures["pages"]["lost"] == 0
+
+
 # --- a dump meanwhile
 
 
-def test_dump_is_refused_until_all_is_in(place: Path) -> None:
+def test_a_dump_waits_until_all_is_in(place: Path) -> None:
+    images = place / "images"
+    with Target(way("sequential"), place / "target") as target:
+        Ckpt().dump(target, images)
+        restore(target, images)
+        alive = pagers()
+        for pager in alive:
+            pager.suspend()
+        late = any("um" in line for line in _flags(target.pid))
+        resumed = _resumed_by(alive, place / "again" / "dump.ckpt.log")
+        Ckpt().dump(target, place / "again")
+        resumed.join()
+        log = (place / "again" / "dump.ckpt.log").read_text()
+        assert not late or "waiting for its pager" in log
+        all_in(images, target.pid)
+        Ckpt().restore(target, place / "again")
+        target.judge("the copy that was restored twice", place / "again")
+
+
+def _resumed_by(stopped: list[psutil.Process], log: Path) -> Thread:
+    """Have processes go on when a dump says that it waits, or has ended."""
+
+    def resume() -> None:
+        said = ("waiting for its pager", "dump finished")
+        wait_until(lambda: log.exists() and any(word in log.read_text() for word in said), "log")
+        for process in stopped:
+            process.resume()
+
+    thread = Thread(target=resume)
+    thread.start()
+    return thread
+
+
+def test_no_dump_while_the_pagers_stand_still(place: Path) -> None:
     images = place / "images"
     with Target(way("sequential"), place / "target") as target:
         Ckpt().dump(target, images)
@@ -285,7 +359,6 @@ def test_dump_is_refused_until_all_is_in(place: Path) -> None:
         for pager in alive:
             pager.resume()
         all_in(images, target.pid)
-        Ckpt().dump(target, place / "after", "-R")
         target.judge("the restored copy", images)
 
 

@@ -332,6 +332,14 @@ static void slowly(void)
 		check(intact(at + PAGE, STEP - PAGE), "at %#zx", at);
 }
 
+/* All of it, to the kernel: it must not copy what is not there, whoever dies meanwhile. */
+static void copies_out(void)
+{
+	int file = open(path("out"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	for (size_t at = 0; at < SIZE; at += STEP)
+		check_is(write(file, area + at, STEP), STEP);
+}
+
 /* Touch everything, and die of it where a page cannot be had. */
 static void until_it_hurts(void)
 {
@@ -359,7 +367,8 @@ static const struct {
 	{"unmaps", unmaps}, {"maps-over", maps_over}, {"discards", discards}, {"frees", frees},
 	{"protects", protects}, {"break", programs_break}, {"locks", locks}, {"advises", advises},
 	{"from-outside", from_outside}, {"stack", stack}, {"execs", replaces_itself},
-	{"leaves", leaves_at_once}, {"here-and-there", here_and_there}, {"slowly", slowly}, {"until-it-hurts", until_it_hurts},
+	{"leaves", leaves_at_once}, {"here-and-there", here_and_there}, {"slowly", slowly},
+	{"until-it-hurts", until_it_hurts}, {"copies-out", copies_out},
 };
 
 int main(int argc, char **argv)
@@ -373,6 +382,10 @@ int main(int argc, char **argv)
 	fill(heap, HEAP, SEED);
 	area = map_anonymous(SIZE, MAP_PRIVATE);
 	fill(area, SIZE, SEED);
+	if (!strcmp(argv[2], "copies-out")) {
+		int file = open(path("expected"), O_WRONLY | O_CREAT, 0600);
+		need(write(file, area, SIZE) == SIZE && !close(file));
+	}
 	checkpoint();
 	for (size_t i = 0; i < lengthof(ways); i++)
 		if (!strcmp(argv[2], ways[i].name))
