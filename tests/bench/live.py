@@ -402,7 +402,7 @@ def main() -> int:
     results, failures = told(arguments.again) if arguments.again else run(arguments)
     if not results:
         raise SystemExit("\n".join(["nothing was measured", *map(str, failures)]))
-    found = demands(results)
+    found = demands(results, failures)
     write(arguments.out, results, found, failures)
     if arguments.json:
         print(json.dumps({"demands": found, "failures": failures, "samples": [*results.items()]}))

@@ -73,65 +73,92 @@ def pooled(results: Results, figure: str, **wanted: object) -> list[float]:
     ]
 
 
-def demands(results: Results) -> list[Demand]:
-    """Judge all that was measured; what was not measured is left out."""
+def demands(results: Results, failures: list[Failure]) -> list[Demand]:
+    """Judge all that was measured; what was not to be measured is left out."""
     if not any(cell.engine == "live" for cell in results):
         return []
+    missing = sum(failure.where.startswith("live") for failure in failures)
     return [
-        _freeze(results),
+        _freeze(results, missing),
         *_growth(results),
         *_compared(results),
-        _stall(results),
+        _stall(results, missing),
         *_copying(results),
     ]
 
 
-def _freeze(results: Results) -> Demand:
+def _freeze(results: Results, missing: int) -> Demand:
     medians = {c: median(s["freeze"]) for c, s in results.items() if c.engine == "live"}
     worst = max(medians, key=lambda cell: medians[cell])
     within = sum(one <= LARGEST_FREEZE for one in medians.values())
     return Demand(
         f"freeze with live at most {LARGEST_FREEZE:g} ms at any write rate",
-        f"{medians[worst]:.2f} ms ({worst}); {within} of {len(medians)} cells are within",
-        medians[worst] <= LARGEST_FREEZE,
+        f"{medians[worst]:.2f} ms ({worst}); {within} of {len(medians) + missing} cells are within",
+        within == len(medians) + missing,
     )
+
+
+Points = dict[tuple[str, str], list[float]]
+"""Samples by what the target is: huge pages, and the rate of its writer."""
+
+
+def _points(results: Results, figure: str, mib: int, *engines: str, thp: str = "") -> Points:
+    found: Points = {}
+    for cell, samples in results.items():
+        if cell.mib == mib and cell.engine in engines and thp in ("", cell.thp):
+            found.setdefault((cell.thp, cell.rate), []).extend(samples.get(figure, ()))
+    return {point: samples for point, samples in found.items() if samples}
+
+
+def _medians(one: Points, other: Points) -> tuple[float, float] | None:
+    """Return the medians of both, of the points that both have: a missing one is no advantage."""
+    both = one.keys() & other.keys()
+    if not both:
+        return None
+    first, second = (median(s for point in both for s in points[point]) for points in (one, other))
+    return first, second
 
 
 def _growth(results: Results) -> Iterator[Demand]:
     sizes = sorted({cell.mib for cell in results if cell.engine == "live"})
-    if len(sizes) < 2:
-        return
     small, large = sizes[0], sizes[-1]
-    least, most = (median(pooled(results, "freeze", engine="live", mib=m)) for m in (small, large))
-    yield Demand(
-        f"freeze with live at {large} MiB at most {LARGEST_GROWTH:g} times that at {small} MiB",
-        f"{most / least:.2f} times ({most:.2f} ms to {least:.2f} ms)",
-        most <= LARGEST_GROWTH * least,
-    )
+    points = (_points(results, "freeze", mib, "live") for mib in (small, large))
+    found = _medians(*points)
+    if found and small < large:
+        least, most = found
+        yield Demand(
+            f"freeze with live at {large} MiB at most {LARGEST_GROWTH:g} times that at {small} MiB",
+            f"{most / least:.2f} times ({most:.2f} ms to {least:.2f} ms)",
+            most <= LARGEST_GROWTH * least,
+        )
 
 
 def _compared(results: Results) -> Iterator[Demand]:
     """Compare at one size, with and without huge pages: a fork() of huge pages is another thing."""
-    sizes = {cell.mib for cell in results if cell.engine == "live"}
-    mib = COMPARED if COMPARED in sizes else max(sizes)
+    mib = _compared_size(results)
     for thp in ("off", "on"):
-        ours = pooled(results, "freeze", engine="live", mib=mib, thp=thp)
-        fork = pooled(results, "fork()", mib=mib, thp=thp)
-        criu = pooled(results, "freeze", engine="criu", mib=mib, thp=thp)
+        ours = _points(results, "freeze", mib, "live", thp=thp)
+        forks = _points(results, "fork()", mib, *COLOURS, thp=thp)
+        criu = _points(results, "freeze", mib, "criu", thp=thp)
         for name, theirs, least in (
-            ("fork()'s own stop", fork, LEAST_OF_FORK),
+            ("fork()'s own stop", forks, LEAST_OF_FORK),
             ("CRIU's frozen time", criu, LEAST_OF_CRIU),
         ):
-            if ours and theirs:
-                part = median(theirs) / median(ours)
+            if found := _medians(ours, theirs):
+                part = found[1] / found[0]
                 yield Demand(
                     f"freeze with live at {mib} MiB, THP {thp}, at most 1/{least} of {name}",
-                    f"1/{_number(part)} ({median(ours):.2f} ms to {median(theirs):.2f} ms)",
+                    f"1/{_number(part)} ({found[0]:.2f} ms to {found[1]:.2f} ms)",
                     part >= least,
                 )
 
 
-def _stall(results: Results) -> Demand:
+def _compared_size(results: Results) -> int:
+    sizes = {cell.mib for cell in results}
+    return COMPARED if COMPARED in sizes else max(sizes)
+
+
+def _stall(results: Results, missing: int) -> Demand:
     """Judge what held the writer; who else ran meanwhile is told beside it."""
     live = {c: s for c, s in results.items() if c.engine == "live"}
     held = {cell: max(samples["held during"]) / 1e3 for cell, samples in live.items()}
@@ -141,9 +168,9 @@ def _stall(results: Results) -> Demand:
     quiet = max(max(pooled(results, f"max {phase}")) for phase in ("before", "after")) / 1e3
     return Demand(
         f"no single stall above {LARGEST_STALL:g} ms by a live dump",
-        f"{held[worst]:.2f} ms ({worst}); {within} of {len(live)} cells are within; "
+        f"{held[worst]:.2f} ms ({worst}); {within} of {len(live) + missing} cells are within; "
         f"by anything {any_cause:.2f} ms, without a dump {quiet:.2f} ms",
-        held[worst] <= LARGEST_STALL,
+        within == len(live) + missing,
     )
 
 
@@ -182,6 +209,8 @@ Each figure is the median of all rounds, which have a target of their own; the e
 ![Freezes and stalls](bench-live.svg)
 
 ## Demands
+
+Freezes are compared over the points that were measured of both.
 
 | demand | measured | met |
 | --- | --- | --- |
@@ -334,11 +363,6 @@ def plot(file: Path, results: Results) -> None:
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
-
-
-def _compared_size(results: Results) -> int:
-    sizes = {cell.mib for cell in results}
-    return COMPARED if COMPARED in sizes else max(sizes)
 
 
 def _draw_freezes(axes: "Axes", results: Results) -> None:
