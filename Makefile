@@ -38,7 +38,7 @@ demo: build ## See it work: a live dump and a restore, with figures
 bench: build dev peers ## Measure freeze, dump and restore against CRIU and fork
 	$(BIN)/python -m tests.bench.bench $(ARGS)
 
-bench-lazy: build dev peers ## Measure lazy restores against eager ones and CRIU
+bench-lazy: build dev peers .venv/.bench ## Measure lazy restores against eager ones and CRIU; docs/bench-lazy.md
 	$(BIN)/python -m tests.bench.lazy $(ARGS)
 
 bench-live: build dev peers .venv/.bench ## Measure what dumps cost a process that writes; docs/bench-live.md

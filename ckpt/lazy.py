@@ -12,7 +12,6 @@ import os
 import signal
 import stat
 import time
-import traceback
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -124,6 +123,8 @@ class Lazy:
                 self._detach(ready)
                 self._hold(ready)
             except BaseException as error:
+                import traceback
+
                 self._log.error("pager", "".join(traceback.format_exception(error)).rstrip())
             finally:
                 os._exit(1)

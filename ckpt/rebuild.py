@@ -19,7 +19,7 @@ from ckpt import namespaces
 from ckpt.errors import CkptError, ImageError, KernelError, NotPermitted, OptionsError, PidTaken
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
-from ckpt.image.pages import PE_LAZY, PageReader, PageRun
+from ckpt.image.pages import PAGE, PE_LAZY, PageReader, PageRun
 from ckpt.kernel import features, maps, procfs
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
 from ckpt.kernel.ffi import check, ffi, lib
@@ -29,6 +29,7 @@ from ckpt.kernel.remote import Batch, BatchFull, Remote, Segment, find_syscall, 
 from ckpt.log import INFO
 from ckpt.memory import layout, mm, shmem, sysv, vdso, vmas
 from ckpt.memory.pages import Filler, can_be_late
+from ckpt.memory.pair import WORTH_TWO, Pair
 from ckpt.memory.vmas import KERNELS_OWN, Status
 from ckpt.namespaces import ipcshm
 from ckpt.namespaces.kind import Restore
@@ -43,6 +44,7 @@ _MADV_HUGEPAGE = 14
 _CLONE_PARENT = 0x8000
 _CLONE_THREAD = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000  # VM FS FILES SIGHAND ... SYSVSEM
 _LEADER_ROOM, _ROOM_EACH, _THREAD_ROOM = 1 << 20, 1 << 10, 16 << 10
+_SECOND_ROOM = 1 << 20
 
 
 class Task:
@@ -140,7 +142,7 @@ class Task:
         saved = self.saved
         items = len(saved.vmas) + len(saved.fdinfo) + len(saved.leader.tc.timers.posix)
         leader_room = _LEADER_ROOM + items * _ROOM_EACH
-        size = leader_room + (len(saved.tids) + 1) * _THREAD_ROOM
+        size = leader_room + _SECOND_ROOM + (len(saved.tids) + 1) * _THREAD_ROOM
         self._segment = Segment(size, layout.hole(size, busy), inherited=True)
         self._leader_slot = self._segment.slot(leader_room)
 
@@ -265,6 +267,10 @@ class Task:
         return [run for run in runs if not run.flags & PE_LAZY]
 
     def _fill(self, runs: list[PageRun], reader: PageReader) -> None:
+        if sum(run.nr_pages for run in runs) * PAGE >= WORTH_TWO and (os.cpu_count() or 1) > 1:
+            with Pair(self._leader, self._regs, self._segment.slot(_SECOND_ROOM)) as pair:
+                self.pages += pair.fill(runs, reader)
+            return
         filler = Filler(reader)
         while runs:
             batch = self._batch()

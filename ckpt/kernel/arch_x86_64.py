@@ -103,6 +103,7 @@ class NR(IntEnum):
     timer_getoverrun = 225
     timer_delete = 226
     clock_nanosleep = 230
+    exit = 60
     exit_group = 231
     epoll_wait = 232
     epoll_ctl = 233

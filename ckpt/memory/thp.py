@@ -6,7 +6,6 @@ leaves it as it is. So this is done at the end, for what would have been in huge
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from ckpt.image import pb
 from ckpt.image.pages import PageRun
@@ -16,13 +15,14 @@ from ckpt.memory.layout import Range
 
 HUGE = 2 << 20
 _MADV_HUGEPAGE, _MADV_NOHUGEPAGE, _MADV_COLLAPSE = 14, 15, 25
-_MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_MODE = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
 def huge_ranges(late: Iterable[tuple[pb.vma_entry, list[PageRun]]]) -> list[Range]:
     """Return what the image has all of, in whole huge pages, where these are wanted."""
     try:
-        mode = _MODE.read_text()
+        with open(_MODE) as file:
+            mode = file.read()
     except OSError:
         return []
     found = []

@@ -166,7 +166,7 @@ class Tool:
     """Something with CRIU's command line."""
 
     def __init__(self, *command: str, engines: tuple[str, ...] = ("",)) -> None:
-        self._command = command
+        self.command = command
         self.engines = engines
 
     def dump(self, target: Target, images: Path, *options: str) -> Ran:
@@ -178,7 +178,7 @@ class Tool:
         return self._run(images, "restore", "-d", *options, target=target)
 
     def _run(self, images: Path, *arguments: str, target: Target | None = None) -> Ran:
-        argv = [*self._command, *arguments, "-D", str(images)]
+        argv = [*self.command, *arguments, "-D", str(images)]
         log = images / "stderr"
         with log.open("wb") as out:
             begun = time.monotonic()
