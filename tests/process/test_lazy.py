@@ -11,6 +11,7 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import struct
 import time
@@ -21,7 +22,7 @@ from threading import Thread
 import psutil
 import pytest
 from programs import Program, program
-from target import Ckpt, Target, wait_until
+from target import Ckpt, Criu, Target, wait_until
 
 from ckpt.image.directory import ImageDir
 from ckpt.image.hot import BLOCK, write_hot
@@ -41,6 +42,7 @@ OTHER_WAYS = (
     *(("memfd", way) for way in ("random", "removes", "children-alone")),
     ("transparent", "stays-huge"),
 )
+TRIES = 10
 MOST_KILLS = 30  # each costs time, on a machine that has none to spare
 PAGE = 4096
 SIZE = 64 << 20
@@ -112,6 +114,18 @@ def test_use_of_other_memory(kind: str, name: str, lazy: bool, place: Path) -> N
             figures = all_in(images, target.pid)
             assert figures["pages"]["lost"] == 0
             assert figures["late_pages"] * PAGE >= SIZE
+
+
+@pytest.mark.parametrize("used", [way("random"), other_way("shared", "removes")])
+def test_an_image_of_criu(used: Program, place: Path) -> None:
+    images = place / "images"
+    with Target(used, place / "target") as target:
+        Criu().dump(target, images)
+        (target.directory / "go").touch()
+        restore(target, images)
+        target.judge("the restored copy", images)
+        figures = all_in(images, target.pid)
+        assert figures["late_pages"] * PAGE >= SIZE
 
 
 @pytest.mark.parametrize("kind", ["open", "huge"])
@@ -244,6 +258,24 @@ def test_truncated_pages(place: Path) -> None:
     assert hurt > 0
     assert figures["pages"]["lost"] >= hurt
     assert "cannot be read (the pages file has become too short): SIGBUS" in log
+
+
+def test_truncated_pages_of_shared_memory(place: Path) -> None:
+    """There is no SIGBUS that a child inherits: the process is killed, and the log says why."""
+    images = place / "images"
+    with dumped(other_way("shared", "slowly"), place) as target:
+        pages = max(images.glob("pages-*.img"), key=lambda file: file.stat().st_size)
+        shutil.copy(pages, place / "whole")
+        for _ in range(TRIES):
+            restore(target, images, "-o", "restore.log")
+            os.truncate(pages, SIZE // 4)
+            status = target.task.reap()
+            wait_until(lambda: not pagers(), "end of the pager")
+            if os.WIFSIGNALED(status):
+                break
+            shutil.copy(place / "whole", pages)  # all pages were in before
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert "a page of shared memory cannot be read" in (images / "restore.log").read_text()
 
 
 def _prefetch_what_is_small(images: Path, pid: int) -> None:
