@@ -15,7 +15,7 @@ import signal
 import time
 from contextlib import suppress
 
-from ckpt.errors import NoSuchTask
+from ckpt.errors import NoSuchTask, NotPermitted
 from ckpt.freeze import Frozen
 from ckpt.guard import Guard
 from ckpt.infect import Errand
@@ -86,8 +86,16 @@ def bury(pid: int, child: int, stub: Range | None = None, guard: Guard | None = 
     """
     with suppress(NoSuchTask):  # the process has ended: the child is init's
         _await_end(child)
-        while not _do_bury(pid, child, stub or (0, 0), guard):
-            pass
+        while not _try_to_bury(pid, child, stub or (0, 0), guard):
+            time.sleep(0.001)
+
+
+def _try_to_bury(pid: int, child: int, stub: Range, guard: Guard | None) -> bool:
+    """Do it, unless the guard is at work just now."""
+    try:
+        return _do_bury(pid, child, stub, guard)
+    except NotPermitted:
+        return False
 
 
 def _do_bury(pid: int, child: int, stub: Range, guard: Guard | None) -> bool:

@@ -3,16 +3,21 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from ckpt import namespaces
 from ckpt.engine import Engine, engine
-from ckpt.files import table
+from ckpt.errors import TargetDied
+from ckpt.files.opened import OpenFiles
 from ckpt.freeze import Frozen
 from ckpt.guard import Guard
 from ckpt.image import pb, stats
 from ckpt.image.directory import ImageDir
 from ckpt.infect import Questions
+from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
+from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.nsfs import entered, is_ours
 from ckpt.kernel.pidfd import pidfd_open
 from ckpt.memory import sysv
@@ -20,7 +25,7 @@ from ckpt.namespaces import ipcshm
 from ckpt.namespaces.kind import Dump
 from ckpt.options import DumpOptions
 from ckpt.refuse import check, check_pid
-from ckpt.snapshot import DumpReport, Snapshot, save_link
+from ckpt.snapshot import DumpReport, Snapshot
 from ckpt.task import ids, regs
 
 
@@ -34,49 +39,65 @@ def dump(options: DumpOptions) -> DumpReport:
     pid, log = options.pid, options.log
     log.stage("check")
     check_pid(pid)
-    pidfd = pidfd_open(pid)
-    try:
-        check(pid, pidfd, options)
+    with ExitStack() as held:
+        pidfd = pidfd_open(pid)
+        held.callback(os.close, pidfd)
+        held.enter_context(_telling_death(pid))
+        opened = held.enter_context(OpenFiles(pid, pidfd))
+        check(pid, opened, options)
         log.stage("begin")
-        with (
-            ImageDir.create(options.images_dir, options.prev_images_dir) as image,
-            Guard(pid, pidfd) as guard,
-        ):
-            snapshot = Snapshot(pid, pidfd, image, options, guard)
-            try:
-                _dump(snapshot, options)
-            except BaseException:
-                snapshot.files.abandon()
-                raise
-    finally:
-        os.close(pidfd)
+        image = held.enter_context(ImageDir.create(options.images_dir, options.prev_images_dir))
+        guard = held.enter_context(Guard(pid, pidfd))
+        snapshot = Snapshot(pid, pidfd, image, options, guard, opened)
+        try:
+            _dump(snapshot, options)
+        except BaseException:
+            snapshot.files.abandon()
+            raise
     snapshot.report.total_ns = time.monotonic_ns() - begun
     return snapshot.report
 
 
+@contextmanager
+def _telling_death(pid: int) -> Iterator[None]:
+    """Say of whatever fails when the process has ended that it was that."""
+    try:
+        yield
+    except OSError as error:
+        if not procfs.is_ending(pid):
+            raise
+        raise TargetDied(f"pid {pid} ended while it was dumped ({error})") from error
+
+
 def _dump(snapshot: Snapshot, options: DumpOptions) -> None:
     log = options.log
-    with (
-        engine(snapshot, options.engine, log) as memory,
-        Questions(snapshot.pid, snapshot.guard) as questions,
-    ):
+    with engine(snapshot, options.engine, log) as memory:
         log.stage("prepare")
         memory.prepare()
-        _freeze(snapshot, options, memory, questions)
+        log.stage("look ahead")
+        with Questions(snapshot.pid, snapshot.guard) as questions, Glance() as glance:
+            look_ahead(snapshot, questions, memory, glance)
+            log.stage("approach")
+            memory.approach()
+            _freeze(snapshot, options, memory, questions, glance)
     write_stats(snapshot, options)
 
 
-def _freeze(snapshot: Snapshot, options: DumpOptions, memory: Engine, questions: Questions) -> None:
+def _freeze(
+    snapshot: Snapshot, options: DumpOptions, memory: Engine, questions: Questions, glance: Glance
+) -> None:
     log = options.log
     log.stage("freeze")
     with Frozen(snapshot.pid, snapshot.waits) as frozen:
-        snapshot.freeze()
-        log.stage("tasks")
-        take_core(snapshot, questions, frozen)
-        log.stage("files")
-        take_files(snapshot)
+        with uninterrupted():
+            seen = glance.look()
+            snapshot.files.frozen()
+            log.stage("tasks")
+            take_core(snapshot, questions, frozen, seen)
+            log.stage("files")
+            take_files(snapshot, seen)
         log.stage("memory")
-        memory.freeze(frozen)
+        memory.freeze(frozen, seen)
         log.stage("namespaces")
         take_namespaces(snapshot)
         log.stage("write")
@@ -96,10 +117,18 @@ def _freeze(snapshot: Snapshot, options: DumpOptions, memory: Engine, questions:
     snapshot.report.freezing_ns, snapshot.report.frozen_ns = frozen.freezing_ns, frozen.frozen_ns
 
 
-def take_core(snapshot: Snapshot, questions: Questions, frozen: Frozen) -> None:
+def look_ahead(snapshot: Snapshot, questions: Questions, memory: Engine, glance: Glance) -> None:
+    """Take what will most likely be the same in the freeze, and open what will be read there."""
+    questions.look_ahead(glance)
+    memory.look_ahead(glance)
+    snapshot.opened.look_ahead(snapshot.files, glance)
+    snapshot.links.look_ahead(snapshot.files)
+
+
+def take_core(snapshot: Snapshot, questions: Questions, frozen: Frozen, seen: Seen) -> None:
     """Take what a task is but for files and memory, as the kernel gives it."""
-    questions.ask(frozen)
-    questions.take(frozen)
+    questions.ask(frozen, seen)
+    questions.take(frozen, seen)
     for one in frozen.threads:
         snapshot.registers[one.tid] = regs.take(one.tracee, one.resumption.image), one.sigmask
 
@@ -108,7 +137,7 @@ def put_core(snapshot: Snapshot, questions: Questions) -> None:
     """Put together what was taken: the records of all threads, the leader's first."""
     pid = snapshot.pid
     snapshot.stat = procfs.parse_stat(questions.stat)
-    snapshot.status = procfs.parse_status(questions.status[pid])
+    snapshot.status = procfs.parse_status(questions.status)
     snapshot.mm = questions.of_mm()
     for tid, (raw, sigmask) in snapshot.registers.items():
         record, clear_tid = questions.of_thread(tid)
@@ -122,13 +151,10 @@ def put_core(snapshot: Snapshot, questions: Questions) -> None:
         snapshot.cores[tid] = core
 
 
-def take_files(snapshot: Snapshot) -> None:
+def take_files(snapshot: Snapshot, seen: Seen) -> None:
     """Dump all open files, and what exe, cwd and root are."""
-    pid, out = snapshot.pid, snapshot.files
-    snapshot.fdinfo = table.dump(pid, snapshot.pidfd, out)
-    snapshot.exe_id, snapshot.cwd_id, snapshot.root_id = (
-        save_link(f"/proc/{pid}/{link}", out) for link in ("exe", "cwd", "root")
-    )
+    snapshot.opened.take(snapshot.files, seen)
+    snapshot.links.take(snapshot.files)
 
 
 def take_namespaces(snapshot: Snapshot) -> None:
@@ -147,15 +173,17 @@ def take_namespaces(snapshot: Snapshot) -> None:
 def write(snapshot: Snapshot) -> None:
     """Write every image file but the pages, which are there, and the inventory."""
     pid, image, stat = snapshot.pid, snapshot.image, snapshot.stat
-    snapshot.mm.exe_file_id = snapshot.exe_id
+    snapshot.files.settle()
+    links = snapshot.links.ids
+    snapshot.mm.exe_file_id = links["exe"]
     snapshot.mm.vmas.extend(snapshot.vmas)
     image.write("mm", snapshot.mm, id=pid)
     for tid, core in snapshot.cores.items():
         image.write("core", core, id=tid)
-    fs = pb.fs_entry(cwd_id=snapshot.cwd_id, root_id=snapshot.root_id, umask=snapshot.status.umask)
+    fs = pb.fs_entry(cwd_id=links["cwd"], root_id=links["root"], umask=snapshot.status.umask)
     image.write("fs", fs, id=pid)
     image.write("ids", ids.task_ids(snapshot.own_namespaces), id=pid)
-    image.write("fdinfo", *snapshot.fdinfo, id=ids.FILES_ID)
+    image.write("fdinfo", *snapshot.opened.entries(), id=ids.FILES_ID)
     image.write("files", *snapshot.entries)
     tree = pb.pstree_entry(
         pid=pid, ppid=0, pgid=stat.pgrp, sid=stat.session, threads=list(snapshot.cores)

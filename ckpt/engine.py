@@ -10,6 +10,7 @@ from ckpt.errors import KernelError
 from ckpt.freeze import Frozen
 from ckpt.image import pb
 from ckpt.image.pages import PAGE, PageWriter
+from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.maps import smaps
 from ckpt.kernel.pagemap import Region
 from ckpt.log import Log
@@ -27,9 +28,15 @@ class Engine(Protocol):
         """Let go of the process, whatever happened."""
 
     def prepare(self) -> None:
-        """Do what can be done while the process runs."""
+        """Do what can be done while the process runs, and takes long."""
 
-    def freeze(self, frozen: Frozen) -> None:
+    def look_ahead(self, glance: Glance) -> None:
+        """Open what will be read in the freeze."""
+
+    def approach(self) -> None:
+        """Do what is to be done at last: the freeze comes right after it."""
+
+    def freeze(self, frozen: Frozen, seen: Seen) -> None:
         """Take the rest; the process is stopped, and this is the instant of the image."""
 
     def finish(self) -> None:
@@ -51,8 +58,15 @@ class Stop:
     def prepare(self) -> None:
         """Nothing: what is copied now may be old in the freeze."""
 
-    def freeze(self, frozen: Frozen) -> None:
+    def look_ahead(self, glance: Glance) -> None:
+        """Nothing either."""
+
+    def approach(self) -> None:
+        """Nothing either."""
+
+    def freeze(self, frozen: Frozen, seen: Seen) -> None:
         """Copy all private pages; shared objects are saved as their mappings come up."""
+        frozen.calm()
         take_memory(self.snapshot)
 
     def finish(self) -> None:
@@ -94,8 +108,10 @@ def take_memory(snapshot: Snapshot) -> None:
 
 def engine(snapshot: Snapshot, name: str, log: Log) -> Engine:
     """Return the engine of that name: `stop`, `live`, `fork`, or `auto`: live if that can be."""
+    options = snapshot.files.options
     # A process that is not to run on gains nothing by a copy of it that it would have to wait for.
-    if name == "stop" or (name == "fork" and not snapshot.files.options.leave_running):
+    copied_once = not options.precopy and name == "stop"
+    if copied_once or (name == "fork" and not options.leave_running):
         return Stop(snapshot)
     if name == "fork":
         from ckpt.fork import Fork

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import NamedTuple, Self
 
 from ckpt.child import Child, Undertaker, ask, bury, kill
@@ -21,19 +20,20 @@ from ckpt.image.pages import PAGE, PageWriter
 from ckpt.infect import Errand
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import NR
-from ckpt.kernel.maps import MapsEntry, SmapsEntry, maps, smaps
+from ckpt.kernel.glance import Glance, Seen
+from ckpt.kernel.maps import smaps
 from ckpt.kernel.pagemap import Region
 from ckpt.kernel.ptrace import Options
 from ckpt.kernel.remote import Batch
 from ckpt.log import INFO
+from ckpt.mappings import Mappings
 from ckpt.memory import pages, vmas
 from ckpt.memory.layout import Range, subtract, union
 from ckpt.memory.vmas import MAP_HUGETLB
-from ckpt.snapshot import Snapshot, mapped_file, open_proc
+from ckpt.snapshot import Snapshot, open_proc
 
 _DONTNEED, _DONTFORK, _WIPEONFORK = 4, 10, 18  # MADV_*
 _ROOM = 32 << 10
-_PF_EXITING = 4
 _GIVE_BACK = 4 << 20
 _REFUSED = {
     errno.ENOMEM: "the kernel promises no memory for a copy of it (vm.overcommit_memory)",
@@ -55,7 +55,7 @@ class Fork:
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot, self.pid = snapshot, snapshot.pid
         self._log = snapshot.files.options.log
-        self._known: dict[MapsEntry, pb.vma_entry] = {}
+        self._mappings = Mappings(snapshot)
         self._kept: dict[int, Kept] = {}
         self._kept_fd = -1
         self._child: Child
@@ -94,20 +94,21 @@ class Fork:
 
     def prepare(self) -> None:
         """Look at the mappings, which takes long."""
-        self._known = self._look()
-
-    def _look(self) -> dict[MapsEntry, pb.vma_entry]:
-        file_id = partial(mapped_file, self.snapshot)
-        return {_plain(mapping): vmas.dump(mapping, file_id) for mapping in smaps(self.pid)}
+        self._mappings.look()
 
     # --- in the freeze
 
-    def freeze(self, frozen: Frozen) -> None:
+    def look_ahead(self, glance: Glance) -> None:
+        """Have the mappings looked at."""
+        self._mappings.look_ahead(glance)
+
+    def approach(self) -> None:
+        """Nothing is left to do."""
+
+    def freeze(self, frozen: Frozen, seen: Seen) -> None:
         """Make the child, and copy what it does not get. The process is stopped."""
-        now = maps(self.pid)
-        if any(mapping not in self._known for mapping in now):
-            self._known = self._look()
-        self.snapshot.vmas = [self._known[mapping] for mapping in now]
+        self._mappings.take(seen)
+        self.snapshot.vmas = self._mappings.vmas
         since = time.monotonic_ns()
         self._fork(frozen)
         self._log.line(INFO, f"fork: {(time.monotonic_ns() - since) / 1e6:.3f} ms")
@@ -167,7 +168,7 @@ class Fork:
             yield
         except (KernelError, NoSuchTask, TargetDied) as error:
             child = self._clone.ret
-            if not _is_ending(child):
+            if not procfs.is_ending(child):
                 raise
             hint = "memory may have run short: --engine live needs less"
             what = f"the copy of pid {self.pid}, pid {child}, was killed"
@@ -184,7 +185,7 @@ class Fork:
         entries = [e for e in self.snapshot.vmas if vmas.is_private(e)]
         needed = [(e.start, e.end) for e in entries if e.start not in self._kept]
         if lost := subtract(needed, union(inherited)):
-            if _is_ending(child.pid):
+            if procfs.is_ending(child.pid):
                 raise NoSuchTask(f"pid {child.pid}: it loses its memory")
             # The advice does not show in maps, and smaps is too slow for the freeze.
             what = f"pid {self.pid} has just kept {lost[0][0]:#x} from its children (madvise)"
@@ -244,17 +245,6 @@ class Fork:
         # Also says that it was alive up to here: a dead one's pagemap is empty, not an error.
         child.forget(NR.madvise, given, _DONTNEED)
         return guards
-
-
-def _is_ending(pid: int) -> bool:
-    """Say whether a task has ended, or has begun to: then its memory is going already."""
-    stat = procfs.stat(pid)
-    return stat.state in "ZX" or bool(stat.flags & _PF_EXITING)
-
-
-def _plain(mapping: SmapsEntry) -> MapsEntry:
-    """Return what maps, which is quick to read, shows of a mapping in smaps."""
-    return MapsEntry(*(getattr(mapping, field) for field in MapsEntry._fields))
 
 
 def _is_not_inherited(entry: pb.vma_entry) -> bool:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from ckpt.errors import NoSuchTask, TargetDied
+from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import Regs
 from ckpt.kernel.ptrace import EVENT_STOP, WALL, Options, Tracee
@@ -66,13 +67,16 @@ class Frozen:
         self._since = 0
         self._seized: dict[int, Tracee] = {}
         self._sleeps: dict[int, Sleep] = {}
+        self._policy: tuple[int, os.sched_param] | None = None
 
     def __enter__(self) -> Self:
         try:
             self._seize(procfs.threads(self.pid))
             self._sleeps = sleeps(list(self._seized))
+            self._hurry()
             self._since = time.monotonic_ns()
-            self._stop()
+            with uninterrupted():
+                self._stop()
             self.freezing_ns = time.monotonic_ns() - self._since
         except BaseException:
             self.release()
@@ -137,12 +141,26 @@ class Frozen:
         self.threads.append(FrozenThread(tracee, group_stop, sleep, now, earlier))
         self.threads.sort(key=lambda thread: thread.tid != self.pid)
 
+    def _hurry(self) -> None:
+        """Come before all ordinary tasks: while we wait for a CPU, the process stands still."""
+        self._policy = os.sched_getscheduler(0), os.sched_getparam(0)
+        with suppress(OSError):  # without the right to it, we take our turn
+            os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+
+    def calm(self) -> None:
+        """Take turns again: what comes now takes long, and others need the CPU."""
+        if self._policy:
+            with suppress(OSError):
+                os.sched_setscheduler(0, *self._policy)
+            self._policy = None
+
     def release(self) -> None:
         """Let all threads go; does nothing the second time."""
         for tracee in self._seized.values():
             tracee.detach()
         self._seized.clear()
         self._thawed()
+        self.calm()
 
     def _thawed(self) -> None:
         if self._since:
@@ -164,6 +182,7 @@ class Frozen:
                     pass
         self._seized.clear()
         self._thawed()
+        self.calm()
 
 
 def _ended(status: int) -> bool:

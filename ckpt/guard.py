@@ -10,10 +10,11 @@ over a freeze costs the freeze nothing. It imports nothing before it is needed.
 
 import mmap
 import os
-import select
 import signal
+import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from struct import Struct
 from typing import NamedTuple, Self
@@ -24,7 +25,7 @@ from ckpt.kernel import maps, mem, sysvipc
 from ckpt.kernel.arch import NO_SYSCALL, Regs, home, is_held
 from ckpt.kernel.files import anonymous_file
 from ckpt.kernel.nsfs import entered
-from ckpt.kernel.pidfd import pidfd_open
+from ckpt.kernel.pidfd import has_ended, pidfd_getfd, pidfd_open
 from ckpt.kernel.remote import COUNT, LEFT, TID, Gadget, Remote, Segment, detach
 
 _ROOM = 4 << 20  # of a nameless file: it takes what is written
@@ -32,6 +33,8 @@ _SEGMENT = Struct("<qq")  # 1 + id, whether of another IPC namespace than ours
 _SEGMENTS = 8
 _HEAD, _THREAD = Struct("<6Q"), Struct("<4Q")  # base, size, Gadget, number of threads; a Lent
 _NOTES = _SEGMENT.size * _SEGMENTS
+_PROMISE = Struct("<6q")  # whether it is to be kept; descriptor, inode, level, option, value
+_PROMISES = _ROOM // 2
 _REGS_SIZE = 27 * 8
 _PATIENCE, _TRUST, _PAUSE_MS = 10.0, 0.5, 1
 
@@ -92,6 +95,7 @@ class Guard:
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid, self._pidfd, self._process, self._kept = pid, pidfd, 0, 0
+        self._promised = 0
         self._file = anonymous_file(_ROOM)  # which RLIMIT_FSIZE, that may be ours, does not limit
         self._memory = mmap.mmap(self._file, _ROOM)
 
@@ -141,6 +145,22 @@ class Guard:
         _SEGMENT.pack_into(self._memory, at, 1 + segment.id, segment.elsewhere)
         self._kept += 1
 
+    def promise(
+        self, number: int, inode: int, level: int, option: int, value: int
+    ) -> Callable[[], None]:
+        """Have a socket's option set if we die; returns what is to be called when it is as it was.
+
+        A socket option is of the open file: whatever is changed on our copy is changed there.
+        """
+        at = _PROMISES + self._promised * _PROMISE.size
+        self._promised += 1
+        _PROMISE.pack_into(self._memory, at, 1, number, inode, level, option, value)
+
+        def kept() -> None:
+            self._memory[at] = 0
+
+        return kept
+
 
 # --- in the guard
 
@@ -149,12 +169,30 @@ def put_right(pid: int, pidfd: int, file: int) -> None:
     """Put a process right, as soon as that can be: our tracing of it has ended with us."""
     memory = mmap.mmap(file, _ROOM)
     try:
+        _keep_promises(pidfd, memory)
         _put_threads_right(pid, pidfd, Notes.read(memory))
     finally:
         for at in range(0, _NOTES, _SEGMENT.size):
             number, elsewhere = _SEGMENT.unpack_from(memory, at)
             if number:
                 _remove(number - 1, pid if elsewhere else os.getpid())
+
+
+def _keep_promises(pidfd: int, memory: mmap.mmap) -> None:
+    """Set the options of sockets that are still open under the same number."""
+    for at in range(_PROMISES, _ROOM - _PROMISE.size, _PROMISE.size):
+        wanted, number, inode, level, option, value = _PROMISE.unpack_from(memory, at)
+        if not inode:
+            return
+        if wanted:
+            with suppress(CkptError, OSError):
+                _set_option(pidfd_getfd(pidfd, number), inode, level, option, value)
+
+
+def _set_option(fd: int, inode: int, level: int, option: int, value: int) -> None:
+    with socket.socket(fileno=fd) as sock:
+        if os.fstat(fd).st_ino == inode:
+            sock.setsockopt(level, option, value)
 
 
 def _remove(shmid: int, pid: int) -> None:
@@ -164,7 +202,7 @@ def _remove(shmid: int, pid: int) -> None:
 
 def _put_threads_right(pid: int, pidfd: int, notes: Notes | None) -> None:
     begun = time.monotonic()
-    while notes and not _ended(pidfd) and time.monotonic() < begun + _PATIENCE:
+    while notes and not has_ended(pidfd, _PAUSE_MS) and time.monotonic() < begun + _PATIENCE:
         try:
             with Frozen(pid) as frozen:
                 if _put_right(frozen, notes, trust=time.monotonic() < begun + _TRUST):
@@ -173,13 +211,6 @@ def _put_threads_right(pid: int, pidfd: int, notes: Notes | None) -> None:
             continue  # somebody else traces it just now
         except (NoSuchTask, TargetDied):
             return
-
-
-def _ended(pidfd: int) -> bool:
-    """Say whether it has ended; else leave it alone for a moment."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(_PAUSE_MS))
 
 
 def _put_right(frozen: Frozen, notes: Notes, *, trust: bool) -> bool:
@@ -222,10 +253,5 @@ def _is_in_stub(pid: int, tid: int, notes: Notes) -> bool:
 
 
 def _detach(leader: FrozenThread, regs: Regs, notes: Notes) -> None:
-    tracee, sigmask = leader.tracee, leader.tracee.sigmask()
-    tracee.set_sigmask(NO_SYSCALL)
-    try:
-        detach(tracee, notes.base, regs, notes.gadget)
-    finally:
-        tracee.set_regs(home(regs))
-        tracee.set_sigmask(sigmask)
+    sigmask = leader.tracee.sigmask()
+    detach(leader.tracee, notes.base, regs, sigmask, notes.gadget, NO_SYSCALL)

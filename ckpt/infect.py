@@ -5,9 +5,12 @@ A question is a few system calls in a batch and a function that reads their resu
 the process runs again. Every thread answers at the same time as the others.
 """
 
+import errno
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from struct import Struct
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -15,13 +18,17 @@ from ckpt.errors import KernelError
 from ckpt.freeze import Frozen, FrozenThread
 from ckpt.guard import Guard
 from ckpt.image import pb
+from ckpt.interrupt import uninterrupted
 from ckpt.kernel import maps, procfs
 from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import check
+from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.pidfd import pidfd_getfd
 from ckpt.kernel.procfs import PosixTimer
 from ckpt.kernel.remote import (
+    At,
     Batch,
+    Call,
     Gadget,
     Remote,
     Segment,
@@ -30,12 +37,20 @@ from ckpt.kernel.remote import (
     find_syscall,
     quiet_signal,
 )
-from ckpt.kernel.userfaultfd import UFFDIO_API, Feature, Userfaultfd, api_request
+from ckpt.kernel.userfaultfd import (
+    UFFDIO_API,
+    USERFAULTFD_IOC_NEW,
+    Feature,
+    Userfaultfd,
+    api_request,
+)
 from ckpt.memory import mm
 from ckpt.memory.layout import hole
 from ckpt.task import process, thread
 from ckpt.task.restart import Wait
 
+_USERFAULTFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
+_IOVEC, _MSGHDR = Struct("<QQ"), Struct("<QIxxxxQQQQQ")
 _LEADER_ROOM, _TIMER_ROOM, _THREAD_ROOM, _SPARE_THREADS = 16 << 10, 512, 2 << 10, 16
 
 
@@ -71,8 +86,6 @@ class Questions:
         self._taken: dict[int, thread.Raw] = {}
         self._process: process.Raw
         self._auxv = b""
-        self.status: dict[int, bytes] = {}
-        """What status said of each thread in the freeze; parsing it twice costs the target more."""
         self._build_leader(self._timers)
         for tid in tids:
             self._of_thread(tid)
@@ -102,12 +115,20 @@ class Questions:
             self._threads[tid] = _ThreadQuestions(slot, batch, thread.ask(batch))
         return self._threads[tid]
 
-    def ask(self, frozen: Frozen) -> None:
-        """Have all threads of the frozen process answer; they are as they were when it returns."""
-        timers = procfs.timers(self.pid)
+    def look_ahead(self, glance: Glance) -> None:
+        """Open what will be read in the freeze."""
+        glance.add(*(f"/proc/{self.pid}/{name}" for name in (*process.NAMES, "auxv", "timers")))
+        glance.add(*(f"/proc/{tid}/status" for tid in self._threads))
+
+    def ask(self, frozen: Frozen, seen: Seen) -> None:
+        """Have all threads of the frozen process answer; they are as they were when it returns.
+
+        seen is what a glance has told of it since it stands still.
+        """
+        timers = procfs.parse_timers(seen.read(self.pid, "timers"))
         if timers != self._timers:
             self._build_leader(timers)
-        remotes = [self._remote(one) for one in frozen.threads]
+        remotes = [self._remote(one, seen) for one in frozen.threads]
         leader, others = remotes[0], list(zip(remotes[1:], frozen.threads[1:], strict=True))
         failed: list[KernelError] = []
         lent = [(remote, one.sigmask) for remote, one in zip(remotes, frozen.threads, strict=True)]
@@ -130,17 +151,22 @@ class Questions:
         if failed:
             raise failed[0]
 
-    def take(self, frozen: Frozen) -> None:
+    def take(self, frozen: Frozen, seen: Seen) -> None:
         """Take what the answers are to be put together with, while the process is stopped."""
-        self._process = process.take(frozen.leader.tracee, frozen.leader.stop_signal)
-        self._auxv = procfs.read(self.pid, "auxv")
+        self._process = process.take(frozen.leader.tracee, frozen.leader.stop_signal, seen.read)
+        self._auxv = seen.read(self.pid, "auxv")
         for one in frozen.threads:
-            self._taken[one.tid] = thread.take(one.tracee, self.status[one.tid])
+            self._taken[one.tid] = thread.take(one.tracee, seen.read)
 
     @property
     def stat(self) -> bytes:
         """The process's /proc/PID/stat."""
         return self._process.stat
+
+    @property
+    def status(self) -> bytes:
+        """The first thread's /proc/PID/status."""
+        return self._taken[self.pid].status
 
     def of_process(self) -> pb.task_core_entry:
         """Return the record of what all threads share; the process may run again."""
@@ -155,8 +181,8 @@ class Questions:
         """Return the record of a thread, and its clear_tid address."""
         return self._threads[tid].thread(self._taken[tid])
 
-    def _remote(self, one: FrozenThread) -> Remote:
-        status = self.status[one.tid] = procfs.read(one.tid, "status")
+    def _remote(self, one: FrozenThread, seen: Seen) -> Remote:
+        status = seen.read(one.tid, "status")
         signo = quiet_signal(*procfs.signal_sets(status))
         return Remote(one.tracee, self.pid, self._of_thread(one.tid).slot, signo=signo)
 
@@ -208,14 +234,15 @@ class Errand:
         one, status = frozen.leader, procfs.read(self.pid, "status")
         signo = quiet_signal(*procfs.signal_sets(status))
         remote = Remote(one.tracee, self.pid, self.slot, signo=signo)
-        if self._guard:
-            self._guard.watch(self.gadget, one.regs, [(remote, one.sigmask)])
-        try:
-            yield remote
-        finally:
-            remote.cure(one.regs, one.sigmask, self.gadget)
+        with uninterrupted():
             if self._guard:
-                self._guard.relax()
+                self._guard.watch(self.gadget, one.regs, [(remote, one.sigmask)])
+            try:
+                yield remote
+            finally:
+                remote.cure(one.regs, one.sigmask, self.gadget)
+                if self._guard:
+                    self._guard.relax()
 
 
 def fetch_userfaultfd(
@@ -234,14 +261,71 @@ def fetch_userfaultfd(
     """
     with Errand(pid, guard) as errand, Frozen(pid) as frozen, errand.lent(frozen) as remote:
         one, batch = frozen.leader, remote.batch()
-        fd = batch.call(NR.userfaultfd, os.O_CLOEXEC | os.O_NONBLOCK, must=True)
+        fd = batch.call(NR.userfaultfd, _USERFAULTFD_FLAGS)
         api = batch.call(NR.ioctl, fd, UFFDIO_API, batch.data(api_request(features)))
         remote.pause(batch)
         batch.call(NR.close, fd)
         remote.infect(one.regs, one.sigmask, errand.gadget, batch)
+        if fd.ret == -errno.EPERM:
+            remote.go_on(batch)
+            fd, api, batch = _hand_in(remote, one, pidfd, features)
         try:
+            check(fd.ret, "userfaultfd", pid=pid)
             check(api.ret, "UFFDIO_API", pid=pid)
             register(Userfaultfd(pidfd_getfd(pidfd, fd.ret)))
             return frozen.waits
         finally:
             remote.go_on(batch)
+
+
+def _hand_in(
+    remote: Remote, one: FrozenThread, pidfd: int, features: Feature
+) -> tuple[Call, Call, Batch]:
+    """Have a task without privilege open one by /dev/userfaultfd, which we open and send to it.
+
+    What the device gives handles the kernel's own faults, too, whoever asks (Linux 6.1). All that
+    the task opens for it is closed by the same batch; without us it receives, and closes, nothing.
+    """
+    batch = remote.batch()
+    pair, message = batch.room(8), _Message(batch)
+    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    batch.call(NR.socketpair, socket.AF_UNIX, kind, 0, pair, must=True)
+    ours, its = (At(pair.address + at) for at in (0, 4))
+    remote.pause(batch)
+    batch.call(NR.recvmsg, its, message.header, socket.MSG_CMSG_CLOEXEC)
+    fd = batch.call(NR.ioctl, message.fd, USERFAULTFD_IOC_NEW, _USERFAULTFD_FLAGS)
+    api = batch.call(NR.ioctl, fd, UFFDIO_API, batch.data(api_request(features)))
+    remote.pause(batch)
+    for each in (fd, message.fd, its, ours):
+        batch.call(NR.close, each)
+    remote.run(batch, one.regs, one.sigmask)
+    _send_device(pidfd_getfd(pidfd, int.from_bytes(pair.bytes[:4], "little")))
+    remote.go_on(batch)
+    return fd, api, batch
+
+
+class _Message:
+    """Where a task receives one descriptor: header is its struct msghdr, fd where that comes.
+
+    Until it has come there is -1, which no call takes for a descriptor.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        space = socket.CMSG_SPACE(4)
+        vector = batch.data(_IOVEC.pack(batch.room(1).address, 1))
+        control = batch.data(b"\xff" * space)
+        self.header = batch.data(_MSGHDR.pack(0, 0, vector.address, 1, control.address, space, 0))
+        self.fd = At(control.address + socket.CMSG_LEN(0))
+
+
+def _send_device(fd: int) -> None:
+    """Send /dev/userfaultfd by a socket, which is closed."""
+    with socket.socket(fileno=fd) as sock:
+        try:
+            device = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise KernelError(error.errno or 0, "opening /dev/userfaultfd") from error
+        try:
+            socket.send_fds(sock, [b"."], [device])
+        finally:
+            os.close(device)

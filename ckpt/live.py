@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import NamedTuple
 
 from ckpt.errors import KernelError, TargetDied
@@ -23,28 +22,25 @@ from ckpt.image import pb
 from ckpt.image.hot import write_hot
 from ckpt.image.pages import PAGE, PageWriter
 from ckpt.infect import fetch_userfaultfd
-from ckpt.kernel.maps import MapsEntry, SmapsEntry, maps, smaps
+from ckpt.kernel.glance import Glance, Seen
+from ckpt.kernel.maps import MapsEntry, maps
 from ckpt.kernel.pagemap import Page, Region
 from ckpt.kernel.userfaultfd import TRACKING, Userfaultfd
 from ckpt.log import INFO
+from ckpt.mappings import Mappings
 from ckpt.memory import pages, vmas
 from ckpt.memory.coverage import Coverage
 from ckpt.memory.layout import Range, intersect, subtract, union
+from ckpt.memory.pace import Pace
 from ckpt.memory.spool import Spool
 from ckpt.memory.tracker import Tracker, ranges_of
 from ckpt.memory.vmas import Status
-from ckpt.snapshot import Snapshot, mapped_file, open_proc
+from ckpt.snapshot import Pass, Snapshot, open_proc
 
 _ENOUGH = 64  # pages: copying so few costs the freeze less than another pass would save
 _PASSES = 24
 _CHUNK = 1 << 20
-
-
-class Pass(NamedTuple):
-    """What one pass over the memory did."""
-
-    pages: int
-    took_ns: int
+_WORTH_PACING = 8 << 20  # less is copied at once, lest the log grow as fast as it is copied
 
 
 class Live:
@@ -56,15 +52,14 @@ class Live:
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot, self.pid = snapshot, snapshot.pid
         self.passes: list[Pass] = []
-        self.copied_frozen = 0
-        self._known: dict[MapsEntry, pb.vma_entry] = {}
+        self._pace = Pace(snapshot.files.options.max_rate)
+        self._mappings = Mappings(snapshot)
         self._pending: list[int] = []
         self._hot: list[int] = []
         self._ever: set[int] = set()
         self._frozen_copy: list[tuple[list[tuple[int, int]], bytearray]] = []
-        self._blind: list[Range] = []
-        self._there: list[Range] = []
-        self._guards: list[pb.vma_entry] = []
+        self._plan: list[_Span] = []
+        self._found: list[tuple[_Span, list[Region]]] = []
         self._held = ExitStack()
         self._tracker: Tracker
         snapshot.waits = fetch_userfaultfd(
@@ -95,14 +90,23 @@ class Live:
     # --- while it runs
 
     def prepare(self) -> None:
-        """Look ahead, protect, and copy until little is left to copy."""
+        """Protect, and copy until little is left to copy."""
         with _alive(self.pid):
             self._copy_all()
             self._converge()
-            # The freeze only sees whether mappings are the same: what madvise(2) says is taken now.
-            self._known = self._look_again()
+
+    def look_ahead(self, glance: Glance) -> None:
+        """Look at the mappings: in the freeze we shall only see whether they are the same."""
+        with _alive(self.pid):
+            self._mappings.look_ahead(glance)
+            self._mappings.look()
             self._coverage.look_for_guards()
+
+    def approach(self) -> None:
+        """Copy once more what was written meanwhile, until little is left again."""
+        with _alive(self.pid):
             self._converge()
+        self._plan = _spans(self._mappings.vmas, self._coverage.seen)
 
     def _copy_all(self) -> None:
         since = time.monotonic_ns()
@@ -114,8 +118,8 @@ class Live:
         self._held.callback(self._spool.close)
         runs = [Region(start, end, Page(0)) for start, end in first]
         log = self.snapshot.files.options.log
-        pages.copy(self.pid, self._mem, runs, self._writer, log, running=True)
-        self._note(self._spool.size // PAGE, since)
+        pages.copy(self.pid, self._mem, runs, self._writer, log, pace=self._pace)
+        self._note(self._spool.size // PAGE, 0, since)
 
     def _converge(self) -> None:
         before = 0
@@ -128,28 +132,32 @@ class Live:
             log, self._pending = [*self._pending, *log], []
             count = len(log) + sum(end - start for start, end in new) // PAGE
             stuck = before and count > before // 2 and len(self.passes) > 4
-            if count <= _ENOUGH or stuck or len(self.passes) >= _PASSES:
-                self._copy([(start, end - start) for start, end in new], running=True)
+            most = self.snapshot.files.options.precopy or _PASSES
+            if count <= _ENOUGH or stuck or len(self.passes) >= most:
+                self._copy([(start, end - start) for start, end in new])
                 self._pending = log
                 return
             since, before = time.monotonic_ns(), count
             written = intersect(ranges_of(log), self._coverage.seen)
             self._tracker.protect(written)
             dirty = union([*written, *new])
-            self._copy([(start, end - start) for start, end in dirty], running=True)
-            self._note(count, since)
+            self._copy([(start, end - start) for start, end in dirty])
+            self._note(count, len(log), since)
 
-    def _note(self, count: int, since: int) -> None:
+    def _note(self, count: int, again: int, since: int) -> None:
         took = time.monotonic_ns() - since
-        self.passes.append(Pass(count, took))
+        self.passes.append(Pass(count, again, took))
         log = self.snapshot.files.options.log
         log.line(INFO, f"pass {len(self.passes)}: {count} pages in {took / 1e6:.3f} ms")
 
-    def _copy(self, ranges: list[tuple[int, int]], *, running: bool) -> None:
+    def _copy(self, ranges: list[tuple[int, int]]) -> None:
+        paced = sum(length for _, length in ranges) > _WORTH_PACING
         for pieces, size in _chunks(ranges):
             view = memoryview(bytearray(size))
-            pages.read_into(self.pid, self._mem, pieces, view, running=running)
+            pages.read_into(self.pid, self._mem, pieces, view, running=True)
             self._put(pieces, view)
+            if paced:
+                self._pace.copied(size)
 
     def _put(self, pieces: list[tuple[int, int]], view: memoryview) -> None:
         at = 0
@@ -159,58 +167,48 @@ class Live:
 
     # --- in the freeze
 
-    def freeze(self, frozen: Frozen) -> None:
-        """Take what the log still has, and all that it could not see. The process is stopped."""
-        snapshot, known = self.snapshot, self._known
+    def freeze(self, frozen: Frozen, seen: Seen) -> None:
+        """Take the log's last pages, and all that it could not see. The process is stopped."""
         with _alive(self.pid):
             self._tracker.drain()
             log, lost = self._tracker.take()
-        self._coverage.lose(lost)
-        now = maps(self.pid)
-        if any(mapping not in known for mapping in now):
-            known = self._look_again()
-        snapshot.vmas = [known[mapping] for mapping in now]
-        seen = self._coverage.seen
-        pages_now = {*self._pending, *log}
-        if any(entry.reg.flags & os.O_DIRECT for entry in snapshot.entries):
-            # Direct I/O writes to a page long after the fault that told of it.
-            pages_now |= self._ever
-        wanted = intersect(ranges_of(pages_now), seen)
-        wanted = intersect(wanted, [(entry.start, entry.end) for entry in snapshot.vmas])
-        for entry in snapshot.vmas:
-            blind = subtract([(entry.start, entry.end)], seen)
-            for part in blind:
-                found, guarded = pages.dumped(self._pagemap, entry, part)
-                self._there += [(run.start, run.end) for run in found]
-                self._guards += guarded
-            self._blind += blind
-        for pieces, size in _chunks([(a, b - a) for a, b in union([*wanted, *self._there])]):
+        same = self._mappings.take(seen)
+        self.snapshot.vmas = self._mappings.vmas
+        if lost or not same:
+            self._coverage.lose(lost)
+            self._plan = _spans(self.snapshot.vmas, self._coverage.seen)
+        self._found = [(span, span.look(self._pagemap)) for span in self._plan]
+        held = 0
+        here = [(run.start, run.end) for _, runs in self._found for run in runs if not _guards(run)]
+        for pieces, size in _chunks([(a, b - a) for a, b in union([*self._last(log), *here])]):
             room = bytearray(size)
             pages.read_into(self.pid, self._mem, pieces, memoryview(room))
             self._frozen_copy.append((pieces, room))
-            self.copied_frozen += size // PAGE
+            self.snapshot.report.frozen_pages += size // PAGE
+            held += size
+            if held > self.snapshot.files.options.buffer:
+                self._put_frozen()
+                held = 0
 
-    def _look_again(self) -> dict[MapsEntry, pb.vma_entry]:
-        """Take down the mappings; one may go while the process runs, and is then left out."""
-        file_id = partial(mapped_file, self.snapshot)
-        found = {}
-        for mapping in smaps(self.pid):
-            try:
-                found[_plain(mapping)] = vmas.dump(mapping, file_id)
-            except KernelError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-        return found
+    def _last(self, log: list[int]) -> list[Range]:
+        """Return the pages of the log that are to be copied in the freeze."""
+        written = {*self._pending, *log}
+        if self.snapshot.opened.any_direct():
+            # Direct I/O writes to a page long after the fault that told of it.
+            written |= self._ever
+        wanted = intersect(ranges_of(written), self._coverage.seen)
+        return intersect(wanted, [(entry.start, entry.end) for entry in self.snapshot.vmas])
 
     # --- when it runs again
 
     def finish(self) -> None:
         """Let go of the process, write what the freeze took, and put the pages in order."""
         self._tracker.close()
-        for pieces, room in self._frozen_copy:
-            self._put(pieces, memoryview(room))
+        self._put_frozen()
         snapshot, spool = self.snapshot, self._spool
-        kept = union([*subtract(spool.ranges(), self._blind), *self._there])
+        blind = union((span.start, span.end) for span in self._plan)
+        there, guards = self._there()
+        kept = union([*subtract(spool.ranges(), blind), *there])
         wanted = []
         for entry in snapshot.vmas:
             for start, end in intersect(kept, [(entry.start, entry.end)]):
@@ -220,15 +218,46 @@ class Live:
         spool.arrange(wanted)
         spool.close()
         self._writer.close()
+        snapshot.report.passes, snapshot.report.faults = self.passes, self._tracker.faults
         snapshot.report.copying_ns = sum(one.took_ns for one in self.passes)
         snapshot.report.memory.scanned = sum(e.end - e.start for e in snapshot.vmas) // PAGE
         snapshot.report.memory.written = self._writer.size // PAGE
-        snapshot.vmas = vmas.merged_vvar(snapshot.vmas) + self._guards
+        snapshot.vmas = vmas.merged_vvar(snapshot.vmas) + guards
+
+    def _put_frozen(self) -> None:
+        for pieces, room in self._frozen_copy:
+            self._put(pieces, memoryview(room))
+        self._frozen_copy.clear()
+
+    def _there(self) -> tuple[list[Range], list[pb.vma_entry]]:
+        """Return what the freeze has found where the log is blind: pages, and guard pages."""
+        runs = [run for _, found in self._found for run in found]
+        guards = [vmas.guard(run.start, run.end) for run in runs if _guards(run)]
+        return [(run.start, run.end) for run in runs if not _guards(run)], guards
 
 
-def _plain(mapping: SmapsEntry) -> MapsEntry:
-    """Return what maps, which is quick to read, shows of a mapping in smaps."""
-    return MapsEntry(*(getattr(mapping, field) for field in MapsEntry._fields))
+class _Span(NamedTuple):
+    """Memory of adjacent mappings where the log is blind, to be looked at in the freeze."""
+
+    start: int
+    end: int
+    kernels: bool
+
+    def look(self, pagemap: int) -> list[Region]:
+        """Return its runs of pages that are not a file's."""
+        return pages.written(pagemap, self.start, self.end, kernels=self.kernels)
+
+
+def _spans(entries: list[pb.vma_entry], seen: list[Range]) -> list[_Span]:
+    """Return where the log is blind, in as few spans as can be."""
+    private = [(e.start, e.end) for e in entries if vmas.is_private(e)]
+    found = [_Span(start, end, False) for start, end in union(subtract(private, seen))]
+    kernels = [e for e in entries if e.status & Status.VDSO and not vmas.is_private(e)]
+    return found + [_Span(entry.start, entry.end, True) for entry in kernels]
+
+
+def _guards(run: Region) -> bool:
+    return bool(run.categories & Page.GUARD)
 
 
 def _trackable(mapping: MapsEntry) -> bool:

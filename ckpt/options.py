@@ -55,6 +55,12 @@ class DumpOptions(CommonOptions):
     prev_images_dir: str | None = None
     ghost_limit: int = 1 << 20
     engine: str = "stop"
+    precopy: int | None = None
+    """How many passes over the memory come before the freeze, at most; None: as many as pay."""
+    max_rate: int = 0
+    """Bytes a second that are copied while the process runs, at most; 0: no limit."""
+    buffer: int = 64 << 20
+    """Bytes of the process's memory that we hold at once, at most."""
 
 
 class RestoreOptions(CommonOptions):

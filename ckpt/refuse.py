@@ -5,7 +5,8 @@ import os
 
 from ckpt import namespaces
 from ckpt.errors import KernelError, NoSuchTask, NotPermitted, OptionsError, Unsupported
-from ckpt.files import external, table
+from ckpt.files import external
+from ckpt.files.opened import OpenFiles
 from ckpt.kernel import features, maps, procfs
 from ckpt.kernel.maps import SmapsEntry
 from ckpt.kernel.nsfs import entered
@@ -32,7 +33,7 @@ def check_pid(pid: int) -> None:
         raise OptionsError(f"pid {pid} is a thread", hint=f"dump its process, {tgid}")
 
 
-def check(pid: int, pidfd: int, options: DumpOptions) -> None:
+def check(pid: int, opened: OpenFiles, options: DumpOptions) -> None:
     """Raise what is wrong with the target: a subclass of CkptError, most often Unsupported."""
     external.check(options.external)
     status, stat = procfs.status(pid), procfs.stat(pid)
@@ -46,7 +47,7 @@ def check(pid: int, pidfd: int, options: DumpOptions) -> None:
     _check_program(pid)
     _check_alone(pid, status)
     _check_session(pid, stat, options)
-    table.check(pid, pidfd, options)  # first: a mapping has no number to be named by
+    opened.check(options)  # first: a mapping has no number to be named by
     mappings = _with_all_pages(pid, options)
     for mapping in mappings:
         vmas.check(pid, mapping)

@@ -2,10 +2,12 @@
 """What is taken of a process for its image, by whatever engine, and what the dump has to report."""
 
 import os
+from typing import NamedTuple
 
 from ckpt.errors import KernelError
 from ckpt.files.kind import Dump
 from ckpt.files.mapped import save_mapped
+from ckpt.files.opened import OpenFiles
 from ckpt.guard import Guard
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
@@ -18,29 +20,46 @@ from ckpt.task import regs
 from ckpt.task.restart import Wait
 
 
+class Pass(NamedTuple):
+    """One pass over the memory of a process that runs: pages, and those saved before already."""
+
+    pages: int
+    again: int
+    took_ns: int
+
+
 class DumpReport:
-    """What a dump did. Times in ns; pages of 4096 bytes."""
+    """What a dump did. Times in ns; pages of 4096 bytes.
+
+    frozen_pages were copied in the freeze; faults are writes that were held up for a moment.
+    """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.freezing_ns = self.frozen_ns = self.copying_ns = self.total_ns = 0
         self.memory, self.shared = Counts(), Counts()
+        self.passes: list[Pass] = []
+        self.frozen_pages = self.faults = 0
 
 
 class Snapshot:
     """What is taken of a frozen process, to be written when it runs again."""
 
     def __init__(
-        self, pid: int, pidfd: int, image: ImageDir, options: DumpOptions, guard: Guard
+        self,
+        pid: int,
+        pidfd: int,
+        image: ImageDir,
+        options: DumpOptions,
+        guard: Guard,
+        opened: OpenFiles,
     ) -> None:
         self.pid, self.pidfd, self.image, self.guard = pid, pidfd, image, guard
+        self.opened, self.links = opened, Links(pid)
         self.report = DumpReport(pid)
-        self.frozen = False
         self.waits: dict[int, Wait] = {}
         self.entries: list[pb.file_entry] = []
-        self.fdinfo: list[pb.fdinfo_entry] = []
         self.vmas: list[pb.vma_entry] = []
-        self.exe_id = self.cwd_id = self.root_id = 0
         self.cores: dict[int, pb.core_entry] = {}
         self.registers: dict[int, tuple[regs.Raw, int]] = {}
         """Of each thread, and its clear_tid: put into its core when it may run again."""
@@ -49,10 +68,10 @@ class Snapshot:
         self.stat: procfs.Stat
         self.status: procfs.Status
         self._ids = self._pages_ids = 0
-        self._objects: list[tuple[int, int]] = []
         self.files = Dump(
             image, options, self._save_shmem, self._next_id, self.entries.append, root="/"
         )
+        self.files.promise = guard.promise
 
     def _next_id(self) -> int:
         self._ids += 1
@@ -64,28 +83,39 @@ class Snapshot:
         return self._pages_ids
 
     def _save_shmem(self, shmid: int, fd: int, size: int) -> None:
-        """Save a shared object, or remember to: its content is that of the freeze."""
-        if not self.files.first("shmem", shmid):
-            return
-        if self.frozen:
-            self._write_shmem(shmid, fd, size)
-        else:
-            self._objects.append((shmid, os.dup(fd)))
+        if self.files.first("shmem", shmid):
+            counts = shmem.save(self.image, shmid, self.pages_id(), fd, size)
+            self.report.shared.scanned += counts.scanned
+            self.report.shared.written += counts.written
 
-    def freeze(self) -> None:
-        """Save the shared objects that came up while the process ran; now it is stopped."""
-        self.frozen = True
-        while self._objects:
-            shmid, fd = self._objects.pop()
-            try:
-                self._write_shmem(shmid, fd, os.fstat(fd).st_size)
-            finally:
-                os.close(fd)
 
-    def _write_shmem(self, shmid: int, fd: int, size: int) -> None:
-        counts = shmem.save(self.image, shmid, self.pages_id(), fd, size)
-        self.report.shared.scanned += counts.scanned
-        self.report.shared.written += counts.written
+class Links:
+    """What exe, cwd and root of a process lead to, saved as paths; ids are those in files.img."""
+
+    def __init__(self, pid: int) -> None:
+        self.ids: dict[str, int] = {}
+        self._paths = {name: f"/proc/{pid}/{name}" for name in ("exe", "cwd", "root")}
+        self._seen: dict[str, tuple[str, int, int]] = {}
+
+    def look_ahead(self, out: Dump) -> None:
+        """Save them as they are, before the freeze."""
+        for name, path in self._paths.items():
+            self._seen[name] = _led(path)
+            self.ids[name] = save_link(path, out)
+
+    def take(self, out: Dump) -> None:
+        """Save anew what leads elsewhere by now."""
+        for name, path in self._paths.items():
+            if self._seen.get(name) != _led(path):
+                self.ids[name] = save_link(path, out)
+
+
+def _led(path: str) -> tuple[str, int, int]:
+    try:
+        st = os.stat(path)
+        return os.readlink(path), st.st_dev, st.st_ino
+    except OSError as error:
+        raise KernelError(error.errno or 0, f"looking at {path}") from error
 
 
 def save_link(link: str, out: Dump) -> int:

@@ -12,13 +12,14 @@ ROOT = Path(__file__).parents[1]
 # Each layer imports from those before it. Members of one layer are strangers, but the modules
 # of one package may import each other.
 LAYERS = (
-    {"errors", "log"},
+    {"errors", "interrupt", "log"},
     {"kernel", "image", "pstree", "options"},
     {"task", "memory", "files", "namespaces"},
     {"freeze", "plugin"},
     {"guard"},
     {"infect", "lazy", "refuse", "saved", "snapshot"},
-    {"child", "live", "rebuild"},
+    {"child", "mappings", "rebuild"},
+    {"live"},
     {"fork"},
     {"engine"},
     {"dump", "restore", "check"},

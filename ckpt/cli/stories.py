@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from ckpt.cli.arguments import Arguments
 from ckpt.cli.progress import Terminal
 from ckpt.errors import CkptError, ImageError, OptionsError
+from ckpt.interrupt import interrupt
 from ckpt.log import ERROR, INFO, WARNING, LineLog
 from ckpt.options import DumpOptions, RestoreOptions
 
@@ -36,7 +37,7 @@ def _interrupt(signo: int, _: FrameType | None) -> None:
     """Unwind, so that the target is let go; the unwinding itself is not interrupted."""
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt(signo)
+    interrupt(signo)
 
 
 def _too_long(*_: object) -> NoReturn:
@@ -77,6 +78,12 @@ def _dump(arguments: Arguments, log: LineLog) -> int:
         "total_ns": report.total_ns,
         "pages": pages + shared,
         "bytes": (pages + shared) * _PAGE,
+        "frozen_pages": report.frozen_pages,
+        "faults": report.faults,
+        "passes": [
+            {"pages": one.pages, "bytes": one.pages * _PAGE, "again": one.again, "ns": one.took_ns}
+            for one in report.passes
+        ],
     }
     _print_figures(figures, arguments, log)
     return 0
@@ -150,7 +157,7 @@ def dump_options(arguments: Arguments, log: LineLog) -> DumpOptions:
         raise OptionsError("dump of what?", hint="-t PID says which process")
     if arguments.has("leave-running") and arguments.has("leave-stopped"):
         raise OptionsError("--leave-running and --leave-stopped exclude each other")
-    limit = arguments.size("ghost-limit")
+    limit, buffer = arguments.size("ghost-limit"), arguments.size("buffer")
     running = arguments.has("leave-running")
     engine = arguments.text("engine") or ("auto" if running else "stop")
     if engine not in ENGINES:
@@ -162,8 +169,26 @@ def dump_options(arguments: Arguments, log: LineLog) -> DumpOptions:
         prev_images_dir=arguments.text("prev-images-dir"),
         ghost_limit=DumpOptions.ghost_limit if limit is None else limit,
         engine=engine,
+        precopy=_passes(arguments, engine),
+        max_rate=arguments.size("max-rate") or 0,
+        buffer=DumpOptions.buffer if buffer is None else buffer,
         **_common(arguments, log),
     )
+
+
+def _passes(arguments: Arguments, engine: str) -> int | None:
+    """Return how often memory is copied before the freeze; None for as often as it pays."""
+    if arguments.text("precopy") in (None, "auto"):
+        return None if engine != "stop" else 0
+    passes = arguments.size("precopy")
+    if engine == "fork" and passes:
+        raise OptionsError("--engine fork copies after its instant: there is nothing to --precopy")
+    if engine in ("live", "auto") and not passes:
+        raise OptionsError(
+            "--precopy 0: a live dump has copied nearly everything when its instant comes",
+            hint="--engine fork copies everything after it, --engine stop in the freeze",
+        )
+    return passes
 
 
 def restore_options(arguments: Arguments, log: LineLog) -> RestoreOptions:

@@ -51,6 +51,11 @@ OPTIONS = (
         "stop, live (copy while it runs), fork (copy a copy) or auto",
         _DUMP,
     ),
+    Option(
+        "precopy", "", "PASSES", "passes over the memory before the freeze; default: auto", _DUMP
+    ),
+    Option("max-rate", "", "SIZE", "bytes a second to copy while the process runs", _DUMP),
+    Option("buffer", "", "SIZE", "memory of the process to hold at once; default: 64M", _DUMP),
     Option("restore-detached", "d", "", "do not wait for the end of what is restored", _RESTORE),
     Option("lazy-pages", "", "", "run at once, pages come as they are touched", _RESTORE),
     Option("no-record", "", "", "do not keep what a lazy restore missed, for the next", _RESTORE),

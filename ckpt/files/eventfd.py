@@ -6,6 +6,7 @@ has no place for it: it is a field of ours there.
 """
 
 import os
+from collections.abc import Hashable
 from typing import Any
 
 from ckpt.errors import ImageError
@@ -25,6 +26,11 @@ class EventFd(FileKind):
     def claims(cls, file: OpenFile) -> bool:
         """Recognise it by its anonymous inode."""
         return anon_inode(file, "[eventfd]")
+
+    @classmethod
+    def state(cls, file: OpenFile) -> Hashable | None:
+        """All is in fdinfo."""
+        return ()
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:

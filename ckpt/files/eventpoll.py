@@ -14,7 +14,7 @@ import fcntl
 import os
 import select
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from struct import Struct
 from typing import Any
 
@@ -40,6 +40,7 @@ class EventPoll(FileKind):
 
     type = pb.FD_EVENTPOLL
     field = "epfd"
+    looks_around = True
 
     @classmethod
     def claims(cls, file: OpenFile) -> bool:
@@ -51,6 +52,11 @@ class EventPoll(FileKind):
         """Refuse a set with a file that its process has no descriptor of."""
         for _ in _members(file):
             pass
+
+    @classmethod
+    def state(cls, file: OpenFile) -> Hashable | None:
+        """All is in fdinfo."""
+        return ()
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:

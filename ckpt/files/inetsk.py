@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Hashable
 from typing import Any
 
 from ckpt.errors import Unsupported
@@ -18,6 +19,7 @@ from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
 from ckpt.files.sockopts import (
     SO_REUSEADDR,
     SOL_SOCKET,
+    State,
     borrowed,
     check_options,
     doing,
@@ -44,6 +46,11 @@ _IP_FLAGS = {
 }
 _TCP_FLAGS = {"nodelay": 1, "cork": 3}
 _TCP_NUMBERS = {"keepcnt": 6, "keepidle": 4, "keepintvl": 5}
+_TCP_STATE = [(socket.IPPROTO_TCP, n) for n in (*_TCP_FLAGS.values(), *_TCP_NUMBERS.values())]
+_STATE = {
+    socket.AF_INET: State((0, _IP_TOS), (0, _IP_TTL), (0, 15), (0, 8), *_TCP_STATE),
+    socket.AF_INET6: State((41, _IPV6_V6ONLY), (41, _IPV6_TCLASS), (41, 78), (41, 49), *_TCP_STATE),
+}
 
 
 class InetSk(FileKind):
@@ -69,6 +76,19 @@ class InetSk(FileKind):
             if sock.proto == socket.IPPROTO_TCP:
                 _check_tcp(file, sock, options)
         check_options(file)
+
+    @classmethod
+    def state(cls, file: OpenFile) -> Hashable | None:
+        """Where it is, and options; a connection has to stand still."""
+        with borrowed(file.fd) as sock:
+            if sock.proto == socket.IPPROTO_TCP:
+                told: tuple[int, int, int] | bytes = tcp_info(sock)
+                if told[0] not in (CLOSE, LISTEN):
+                    return None
+            else:
+                told = sockdiag.inet_raw(file.fd)
+            options = _STATE[socket.AddressFamily(sock.family)].read(file.fd)
+            return None if options is None else (told, sock.getsockname(), options)
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:
@@ -141,7 +161,7 @@ def _state(sock: socket.socket, out: Dump) -> tuple[int, int, int]:
         return CLOSE, 0, 0
     state = ESTABLISHED if _peer(sock) else CLOSE
     family = sock.family
-    table = out.memo(("udp", family), lambda: sockdiag.inet(family, socket.IPPROTO_UDP))
+    table = out.memo_now(("udp", family), lambda: sockdiag.inet(family, socket.IPPROTO_UDP))
     diag = table.get(os.fstat(sock.fileno()).st_ino)
     return state, 0, diag.shutdown if diag else 0
 

@@ -15,7 +15,8 @@ To add a kind: `protos/x.proto`, `ckpt/files/x.py`, `tests/programs/x.c`, and a 
 
 import fcntl
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from struct import Struct
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -91,6 +92,59 @@ class LoadShmem(Protocol):
         """Write the saved pages of shmid to the file at fd."""
 
 
+class Promise(Protocol):
+    """Has an option of a target's socket set should we die before the promise is kept."""
+
+    def __call__(
+        self, number: int, inode: int, level: int, option: int, value: int
+    ) -> Callable[[], None]:
+        """Return what is to be called when it is kept; number and inode say which socket."""
+
+
+def _unheard(number: int, inode: int, level: int, option: int, value: int) -> Callable[[], None]:
+    return lambda: None
+
+
+class Held:
+    """What a kind has written ahead of the freeze: part of the image once it is kept."""
+
+    def __init__(self, seen: set[Hashable]) -> None:
+        self._seen = seen
+        self._first: set[Hashable] = set()
+        self.asked: set[Hashable] = set()
+        self.actions: list[Callable[[], None]] = []
+
+    def first(self, key: Hashable) -> bool:
+        """Say whether key is new, and take note that it was asked for."""
+        self.asked.add(key)
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        self._first.add(key)
+        return True
+
+    def keep(self) -> None:
+        """Write it."""
+        for action in self.actions:
+            action()
+
+    def drop(self) -> set[Hashable]:
+        """Have it be as if nothing had been; returns the keys that are new again."""
+        self._seen -= self._first
+        return self._first
+
+
+class _HeldWriter:
+    """Stands in for a RecordWriter while what is written is held back."""
+
+    def __init__(self, held: Held, writer: RecordWriter) -> None:
+        self._held, self._writer = held, writer
+
+    def append(self, entry: Any, data: bytes = b"") -> None:
+        """Have the record written if it is kept."""
+        self._held.actions.append(lambda: self._writer.append(entry, data))
+
+
 class Dump:
     """What the kinds of one dump share.
 
@@ -108,20 +162,47 @@ class Dump:
         root: str = "/",
     ) -> None:
         self.image, self.options, self.root = image, options, root
-        self.save_shmem, self.next_id, self.add_entry = save_shmem, next_id, add_entry
+        self.save_shmem, self.next_id, self._add_entry = save_shmem, next_id, add_entry
         self._seen: set[Hashable] = set()
         self._writers: dict[str, RecordWriter] = {}
         self._memo: dict[Hashable, Any] = {}
+        self._moment: dict[Hashable, Any] = {}
+        self._held: Held | None = None
         self._undo: list[Callable[[], None]] = []
         self._before_kill: list[Callable[[], None]] = []
         self._later: list[Callable[[], None]] = []
+        self.promise: Promise = _unheard
 
     def first(self, *key: Hashable) -> bool:
         """Say whether this is the first call with key: shared content is written once."""
+        if self._held:
+            return self._held.first(key)
         if key in self._seen:
             return False
         self._seen.add(key)
         return True
+
+    @contextmanager
+    def held(self) -> Iterator[Held]:
+        """Hold back what the block writes until it is kept; what it would undo or save is not."""
+        self._held = held = Held(self._seen)
+        try:
+            yield held
+        except BaseException:
+            held.drop()
+            raise
+        finally:
+            self._held = None
+
+    def _do(self, action: Callable[[], None]) -> None:
+        if self._held:
+            self._held.actions.append(action)
+        else:
+            action()
+
+    def add_entry(self, entry: pb.file_entry) -> None:
+        """Add a record to files.img."""
+        self._do(lambda: self._add_entry(entry))
 
     def memo(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what make() gave when first asked for key (a socket table, an inode's id)."""
@@ -130,20 +211,37 @@ class Dump:
         result: T = self._memo[key]
         return result
 
-    def writer(self, kind: str) -> RecordWriter:
+    def memo_now(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Like memo, for what may change while the target runs: in the freeze it is made anew."""
+        if key not in self._moment:
+            self._moment[key] = make()
+        result: T = self._moment[key]
+        return result
+
+    def frozen(self) -> None:
+        """Take note that the target stands still from now on."""
+        self._moment.clear()
+
+    def writer(self, kind: str) -> "RecordWriter | _HeldWriter":
         """Return the writer of an image that the whole tree shares, made at first use."""
         if kind not in self._writers:
             self._writers[kind] = self.image.writer(kind)
-        return self._writers[kind]
+        writer = self._writers[kind]
+        return _HeldWriter(self._held, writer) if self._held else writer
 
     def later(self, do: Callable[[], None]) -> None:
-        """Have do() called by close(): to write what was read while the target was frozen."""
-        self._later.append(do)
+        """Have do() called by settle(): to write what was read while the target was frozen."""
+        self._do(lambda: self._later.append(do))
+
+    def settle(self) -> None:
+        """Do what was put off: all records are there then."""
+        for do in self._later:
+            do()
+        self._later.clear()
 
     def close(self) -> None:
-        """Do what was put off, and finish the images that writer() began."""
-        while self._later:
-            self._later.pop(0)()
+        """Do what is still put off, and finish the images that writer() began."""
+        self.settle()
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
@@ -157,9 +255,21 @@ class Dump:
         while self._undo:
             self._undo.pop()()
 
+    @contextmanager
+    def changed(self, file: OpenFile, level: int, option: int, value: int) -> Iterator[None]:
+        """Have an option of a socket be another while the block lasts, at most: then it is value.
+
+        The target is stopped meanwhile, and whoever puts it right if we die sets the value too.
+        """
+        kept = self.promise(file.number, file.stat.st_ino, level, option, value)
+        try:
+            yield
+        finally:
+            kept()
+
     def before_kill(self, do: Callable[[], None]) -> None:
         """Have do() called if the target, still frozen, is about to be killed after the dump."""
-        self._before_kill.append(do)
+        self._do(lambda: self._before_kill.append(do))
 
     def about_to_kill(self) -> None:
         """Do what takes place just before the kill: a connection must not say goodbye."""
@@ -236,6 +346,8 @@ class FileKind:
 
     type: ClassVar[int]
     field: ClassVar[str]
+    looks_around: ClassVar[bool] = False
+    """Whether its record depends on which other files are open."""
 
     @classmethod
     def claims(cls, file: OpenFile) -> bool:
@@ -247,8 +359,21 @@ class FileKind:
         """Raise Unsupported if this file cannot be dumped; runs before the target is touched."""
 
     @classmethod
+    def state(cls, file: OpenFile) -> Hashable | None:
+        """Return all of its record that can change without fdinfo or F_GETOWN_EX showing it.
+
+        Asked ahead of the freeze and in it, so this has to be quick; of file, only the local copy
+        is up to date. As long as it is the same the record made ahead is good. None: it has to be
+        made in the freeze.
+        """
+        return None
+
+    @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:
-        """Return the kind's message. Runs while the target is frozen."""
+        """Return the kind's message. Runs while the target is frozen, or before (see state).
+
+        Or return what makes the message later, when the target may run again.
+        """
         raise NotImplementedError
 
     @classmethod

@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import termios
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -36,6 +36,11 @@ class Pipe(FileKind):
     def claims(cls, file: OpenFile) -> bool:
         """Recognise it by its link, `pipe:[inode]`."""
         return file.link.startswith("pipe:[")
+
+    @classmethod
+    def state(cls, file: OpenFile) -> Hashable | None:
+        """The capacity; it has to be empty."""
+        return None if unread(file.fd) else fcntl.fcntl(file.fd, fcntl.F_GETPIPE_SZ)
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:

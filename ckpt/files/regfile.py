@@ -10,7 +10,7 @@ Also used for paths without a descriptor: mapped files, exe, cwd and root (`save
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -61,6 +61,12 @@ class RegFile(FileKind):
         if file_key(file) in options.external:
             return
         _locate(file.link, file.stat, file.name, root_of(file.pid), options)
+
+    @classmethod
+    def state(cls, file: OpenFile) -> Hashable | None:
+        """What path leads to it, and its size; without one, its content has to stand still."""
+        link, st = os.readlink(f"/proc/self/fd/{file.fd}"), os.fstat(file.fd)
+        return None if link.endswith(_DELETED) else (link, st.st_nlink, st.st_size)
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:

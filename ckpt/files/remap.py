@@ -44,8 +44,9 @@ def check_ghost(st: os.stat_result, what: str, limit: int) -> None:
 
 def save_ghost(fd: int, st: os.stat_result, file_id: int, out: Dump) -> None:
     """Save a file without a name, once for all that have it open, and refer file_id to it."""
-    ghosts: dict[tuple[int, int], int] = out.memo("ghosts", dict)
-    key = (st.st_dev, st.st_ino)
+    ghosts: dict[tuple[int, ...], int] = out.memo("ghosts", dict)
+    # What was written since it was saved makes it another.
+    key = (st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns)
     if key not in ghosts:
         ghosts[key] = len(ghosts) + 1
         _write_ghost(fd, st, ghosts[key], out)

@@ -2,6 +2,7 @@
 """signalfd(2): a set of signals to read. What is pending belongs to the tasks, not to it."""
 
 import os
+from collections.abc import Hashable
 from typing import Any
 
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore, anon_inode
@@ -19,6 +20,11 @@ class SignalFd(FileKind):
     def claims(cls, file: OpenFile) -> bool:
         """Recognise it by its anonymous inode."""
         return anon_inode(file, "[signalfd]")
+
+    @classmethod
+    def state(cls, file: OpenFile) -> Hashable | None:
+        """All is in fdinfo."""
+        return ()
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:

@@ -140,7 +140,10 @@ def check_first(sock: socket.socket, name: str) -> None:
 
 def dump_queue(file: OpenFile, sock: socket.socket, shutdown: int, out: Dump) -> None:
     """Write the queue of a socket as packets of its file."""
-    for packet in packets(sock, file.name, shutdown):
+    offset = sock.getsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF)
+    with out.changed(file, socket.SOL_SOCKET, _SO_PEEK_OFF, offset):
+        queued = packets(sock, file.name, shutdown)
+    for packet in queued:
         entry = pb.sk_packet_entry(id_for=file.id, length=len(packet.data), scm=packet.scm)
         out.writer("sk-queues").append(entry, packet.data)
 

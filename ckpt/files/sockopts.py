@@ -17,6 +17,7 @@ from typing import Any
 from ckpt.errors import CkptError, KernelError, NotPermitted, Unsupported
 from ckpt.files.kind import OpenFile
 from ckpt.image import pb
+from ckpt.kernel.files import SocketOptions
 from ckpt.kernel.sockfilter import attach_filter, get_filter
 
 SOL_SOCKET = socket.SOL_SOCKET
@@ -101,6 +102,25 @@ def check_options(file: OpenFile) -> None:
             f"{file.name}: its filter is an eBPF program",
             hint="only classic BPF filters (SO_ATTACH_FILTER) can be dumped",
         )
+
+
+_COMMON = (
+    *(option for _, option in _NUMBERS),
+    *(option for _, option in _TIMEOUTS),
+    *(option for _, option, _ in _BUFFERS),
+    *(SO_BUF_LOCK, SO_LINGER, SO_BINDTODEVICE),
+)
+
+
+class State:
+    """All that dump_options tells, and more, as (level, option), to be read in no time."""
+
+    def __init__(self, *more: tuple[int, int]) -> None:
+        self._options = SocketOptions([*((SOL_SOCKET, option) for option in _COMMON), *more])
+
+    def read(self, fd: int) -> bytes | None:
+        """Return what they are, unread; None if there is a filter."""
+        return self._options.read(fd) if get_filter(fd) == b"" else None
 
 
 def dump_options(sock: socket.socket) -> pb.sk_opts_entry:

@@ -1,159 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The descriptor table of a task: to files.img and fdinfo-ID.img, and back.
+"""The descriptor table of a restored task: from files.img and fdinfo-ID.img.
 
-Dump: each open file is fetched by pidfd_getfd, descriptors that share one (dup) are found by
-kcmp, and the first kind that claims a file dumps it. Restore: each file is made here, once, and
-moved out of the way of all numbers to be; the task, a fork of ours, inherits the lot, dup3()s
-every one to its place, and then the kinds `connect`.
+Each file is made here, once, and moved out of the way of all numbers to be; the task, a fork of
+ours, inherits the lot, dup3()s every one to its place, and then the kinds `connect`.
 """
 
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import cmp_to_key
-from itertools import pairwise
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-from ckpt.errors import ImageError, KernelError, Unsupported
+from ckpt.errors import ImageError
 from ckpt.files import KINDS, locks
-from ckpt.files.kind import INSIDE, Dump, FileKind, OpenFile, Placed, Restore
+from ckpt.files.kind import INSIDE, FileKind, Placed, Restore
 from ckpt.files.sockopts import doing
 from ckpt.image import pb
-from ckpt.kernel import procfs
 from ckpt.kernel.arch import NR
-from ckpt.kernel.fdinfo import FdInfo, fdinfo
-from ckpt.kernel.kcmp import Kcmp, kcmp
-from ckpt.kernel.pidfd import pidfd_getfd
 from ckpt.kernel.remote import Batch, Call
-from ckpt.options import DumpOptions
 
 FD_CLOEXEC = fcntl.FD_CLOEXEC
 _STATUS_FLAGS = os.O_APPEND | os.O_ASYNC | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
 _SETOWN_EX = 15
 
 BY_TYPE: dict[int, type[FileKind]] = {kind.type: kind for kind in KINDS}
-
-
-class Descriptor(NamedTuple):
-    """A number of the target's table, with what fdinfo says of its file."""
-
-    number: int
-    link: str
-    info: FdInfo
-
-    @property
-    def key(self) -> tuple[str, int, int]:
-        """Equal for descriptors that share an open file, and for few others."""
-        return self.link, self.info.flags & ~os.O_CLOEXEC, self.info.pos
-
-
-def look(pid: int) -> list[Descriptor]:
-    """Return the target's descriptors by rising number; those that close meanwhile are left out."""
-    found = []
-    for number in procfs.fds(pid):
-        try:
-            found.append(Descriptor(number, procfs.fd_link(pid, number), fdinfo(pid, number)))
-        except KernelError:
-            continue
-    return found
-
-
-def groups(pid: int, descriptors: Iterable[Descriptor]) -> list[list[Descriptor]]:
-    """Return the descriptors put together by open file, each group by rising number."""
-    alike: dict[tuple[str, int, int], list[Descriptor]] = {}
-    for descriptor in descriptors:
-        alike.setdefault(descriptor.key, []).append(descriptor)
-    found = [group for some in alike.values() for group in _split(pid, some)]
-    return sorted(found, key=lambda group: group[0].number)
-
-
-def _split(pid: int, alike: list[Descriptor]) -> list[list[Descriptor]]:
-    if len(alike) == 1:
-        return [alike]
-
-    def order(a: Descriptor, b: Descriptor) -> int:
-        return kcmp(Kcmp.FILE, pid, pid, a.number, b.number)
-
-    ordered = sorted(alike, key=cmp_to_key(order))
-    split = [[ordered[0]]]
-    for before, one in pairwise(ordered):
-        if kcmp(Kcmp.FILE, pid, pid, before.number, one.number):
-            split.append([])
-        split[-1].append(one)
-    return split
-
-
-@contextmanager
-def opened(
-    pid: int, pidfd: int, descriptor: Descriptor, file_id: int, links: frozenset[str]
-) -> Iterator[OpenFile]:
-    """Give an OpenFile for a descriptor of the target; its local copy is closed in the end."""
-    fd = pidfd_getfd(pidfd, descriptor.number)
-    number, link, info = descriptor.number, descriptor.link, descriptor.info
-    try:
-        yield OpenFile(fd, pid, number, file_id, os.fstat(fd), link, info, links)
-    finally:
-        os.close(fd)
-
-
-def kind_of(file: OpenFile) -> type[FileKind]:
-    """Return the kind that claims a file; raises Unsupported if none does."""
-    for kind in KINDS:
-        if kind.claims(file):
-            return kind
-    raise Unsupported(f"{file.name}: not supported", hint=_hint(file.link))
-
-
-def _hint(link: str) -> str:
-    known = {
-        "anon_inode:[io_uring]": "an io_uring cannot be dumped: have the program use epoll",
-        "anon_inode:[perf_event]": "stop the profiler first",
-        "anon_inode:[userfaultfd]": "the target handles its own page faults; nobody can dump that",
-    }
-    if link.startswith("anon_inode:bpf"):
-        return "BPF objects belong to the whole machine and are not dumped"
-    return known.get(link, "have the target close it before the dump")
-
-
-def check(pid: int, pidfd: int, options: DumpOptions) -> None:
-    """Refuse what cannot be dumped, while the target still runs. Raises Unsupported."""
-    descriptors = look(pid)
-    links = frozenset(descriptor.link for descriptor in descriptors)
-    for descriptor in descriptors:
-        try:
-            with opened(pid, pidfd, descriptor, 0, links) as file:
-                kind_of(file).check(file, options)
-                locks.check(file, options)
-        except KernelError:
-            continue  # closed meanwhile
-
-
-def dump(pid: int, pidfd: int, out: Dump) -> list[pb.fdinfo_entry]:
-    """Dump every open file of a frozen task; returns what fdinfo-ID.img is to hold."""
-    entries = []
-    descriptors = look(pid)
-    links = frozenset(descriptor.link for descriptor in descriptors)
-    for group in groups(pid, descriptors):
-        with opened(pid, pidfd, group[0], out.next_id(), links) as file:
-            kind = kind_of(file)
-            dump_file(kind, file, out)
-            locks.dump(file, out)
-        for descriptor in group:
-            cloexec = FD_CLOEXEC if descriptor.info.flags & os.O_CLOEXEC else 0
-            entries.append(
-                pb.fdinfo_entry(id=file.id, flags=cloexec, type=kind.type, fd=descriptor.number)
-            )
-    return sorted(entries, key=lambda entry: entry.fd)
-
-
-def dump_file(kind: type[FileKind], file: OpenFile, out: Dump) -> None:
-    """Have a kind dump a file, and add it to files.img."""
-    entry = kind.dump(file, out)
-    out.add_entry(pb.file_entry(type=kind.type, id=file.id, **{kind.field: entry}))
-
-
-# --- restore
 
 
 class FileTable:

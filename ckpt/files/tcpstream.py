@@ -90,14 +90,14 @@ def dump(file: OpenFile, sock: socket.socket, entry: pb.inet_sk_entry, out: Dump
     It goes into repair again only when the target is about to be killed: then it must die without
     a word to its peer, but whatever kills us before, the target's connection works.
     """
-    with _under_repair(sock, file.name):
+    with _under_repair(sock, file, out):
         incoming, outgoing = _queue(sock, _RECEIVE), _queue(sock, _SEND)
         with doing(f"read the TCP state of {file.name}"):
             stream = _stream(sock, incoming, outgoing)
     out.later(lambda: _write(stream, incoming[0] + outgoing[0], entry.ino, out))
     if not (out.options.leave_running or out.options.leave_stopped):
         twin = socket.socket(fileno=os.dup(sock.fileno()))
-        out.before_kill(lambda: _silence(twin, file.name))
+        out.before_kill(lambda: _silence(twin, file, out))
 
 
 def _write(stream: pb.tcp_stream_entry, data: bytes, ino: int, out: Dump) -> None:
@@ -105,21 +105,26 @@ def _write(stream: pb.tcp_stream_entry, data: bytes, ino: int, out: Dump) -> Non
         writer.append(stream, data)
 
 
-def _silence(sock: socket.socket, name: str) -> None:
-    with sock, doing(f"TCP_REPAIR of {name}"):
+def _silence(sock: socket.socket, file: OpenFile, out: Dump) -> None:
+    out.promise(file.number, file.stat.st_ino, TCP, _REPAIR, -1)
+    with sock, doing(f"TCP_REPAIR of {file.name}"):
         sock.setsockopt(TCP, _REPAIR, 1)
 
 
 @contextmanager
-def _under_repair(sock: socket.socket, name: str) -> Iterator[None]:
+def _under_repair(sock: socket.socket, file: OpenFile, out: Dump) -> Iterator[None]:
     reuse = sock.getsockopt(SOL_SOCKET, SO_REUSEADDR)
-    with doing(f"TCP_REPAIR of {name}"):
-        sock.setsockopt(TCP, _REPAIR, 1)
-    try:
-        yield
-    finally:
-        sock.setsockopt(TCP, _REPAIR, -1)
-        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, reuse)
+    with (
+        out.changed(file, TCP, _REPAIR, -1),
+        out.changed(file, SOL_SOCKET, SO_REUSEADDR, reuse),
+    ):
+        with doing(f"TCP_REPAIR of {file.name}"):
+            sock.setsockopt(TCP, _REPAIR, 1)
+        try:
+            yield
+        finally:
+            sock.setsockopt(TCP, _REPAIR, -1)
+            sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, reuse)
 
 
 def _queue(sock: socket.socket, queue: int) -> tuple[bytes, int]:

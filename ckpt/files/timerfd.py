@@ -15,8 +15,7 @@ from typing import Any
 from ckpt.errors import ImageError
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore, anon_inode
 from ckpt.image import pb
-from ckpt.kernel import files
-from ckpt.kernel.fdinfo import fdinfo
+from ckpt.kernel import fdinfo, files, procfs
 
 _ABSTIME = 1
 _SET_TICKS = 0x40085400  # TFD_IOC_SET_TICKS, _IOW('T', 0, __u64) of linux/timerfd.h
@@ -45,14 +44,18 @@ class TimerFd(FileKind):
         asks for its time; only then are the periods since counted. To ask loses nothing.
         """
         files.timerfd_gettime(file.fd)
-        timer = fdinfo("self", file.fd).timer
-        assert timer, file.name
+        raw, owner = procfs.read("self", f"fdinfo/{file.fd}"), file.common()
+        return lambda: cls._message(fdinfo.parse_fdinfo(raw).timer, owner)
+
+    @classmethod
+    def _message(cls, timer: fdinfo.TimerFd | None, common: dict[str, Any]) -> Any:
+        assert timer
         (vsec, vnsec), (isec, insec) = timer.value, timer.interval
         if timer.ticks and not any(timer.value):
             # A periodic one has expired again since we asked, just now: a period is left.
             vsec, vnsec = isec, insec
         return pb.timerfd_entry(
-            **file.common(),
+            **common,
             clockid=timer.clock,
             ticks=timer.ticks,
             settime_flags=timer.settime_flags,

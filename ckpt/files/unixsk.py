@@ -9,12 +9,13 @@ A peer is named by its inode, which only sock_diag(7) tells. It tells less than 
 """
 
 import socket
+from collections.abc import Hashable
 from typing import Any
 
 from ckpt.errors import Unsupported
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
 from ckpt.files.skqueue import check_first, dump_queue
-from ckpt.files.sockopts import borrowed, check_options, dump_options, family
+from ckpt.files.sockopts import State, borrowed, check_options, dump_options, family
 from ckpt.files.unixmake import ESTABLISHED, EXTERNAL, LISTEN, make_all
 from ckpt.files.unixname import dump_place
 from ckpt.image import pb
@@ -24,6 +25,7 @@ from ckpt.kernel.sockdiag import UnixDiag
 from ckpt.options import DumpOptions
 
 _BOTH = 3
+_OPTIONS = State()
 Table = dict[int, UnixDiag]
 
 
@@ -32,6 +34,7 @@ class UnixSk(FileKind):
 
     type = pb.FD_UNIXSK
     field = "usk"
+    looks_around = True
 
     @classmethod
     def claims(cls, file: OpenFile) -> bool:
@@ -51,9 +54,18 @@ class UnixSk(FileKind):
                 check_first(sock, file.name)
 
     @classmethod
+    def state(cls, file: OpenFile) -> Hashable | None:
+        """What sock_diag tells, and options; nothing may be queued, nor may somebody wait."""
+        found = sockdiag.unix_raw(file.stat.st_ino)
+        diag = sockdiag.parse_unix(found)
+        queue = diag.icons if diag.state == LISTEN else _may_have_queue(diag)
+        options = None if queue or _is_alone(diag) else _OPTIONS.read(file.fd)
+        return None if options is None else (found, options)
+
+    @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:
         """Write its queue, and the socket; the table of all sockets is asked for once a dump."""
-        table = out.memo("unix sockets", sockdiag.unix)
+        table = out.memo_now("unix sockets", sockdiag.unix)
         diag = _find(file, table)
         listener = _check_peer(file, diag, table, out.options)
         if diag.peer and _outside(file, diag.peer):

@@ -52,6 +52,7 @@ class NR(IntEnum):
     recvfrom = 45
     sendmsg = 46
     recvmsg = 47
+    socketpair = 53
     setsockopt = 54
     getsockopt = 55
     semget = 64
@@ -280,14 +281,14 @@ def find_gadget(code: bytes) -> tuple[int, int] | None:
 _JUMP_BACK = re.compile(rb"\x0f\x05\xeb([\xe8-\xfb])", re.DOTALL)
 _SET_DI = rb"(?:\x48?\x31\xff|\xbf....)*"
 _SET_AX = (
-    rb"(?:\xb8\x22\0\0\0|\x48?\x89[\xd0\xd8\xe8\xf0]|[\x44\x4c]\x89[\xc0\xc8\xd0\xe0\xe8\xf0\xf8])"
+    rb"(?:\xb8\x22\0\0\0|\x48?\x89[\xd0\xd8\xe8]|[\x44\x4c]\x89[\xc0\xc8\xd0\xe0\xe8\xf0\xf8])"
 )
 _LOOP = re.compile(_SET_DI + _SET_AX + _SET_DI + rb"\x0f\x05\xeb", re.DOTALL)
-_KEPT = ("r15", "r14", "r13", "r12", "bp", "bx", "r10", "r9", "r8", "dx", "si")
+_KEPT = ("r15", "r14", "r13", "r12", "bp", "bx", "r10", "r9", "r8")
 
 
 def find_hold(code: bytes) -> int | None:
-    """Find a `syscall` after which a thread waits in pause() for ever, given `hold`'s registers."""
+    """Find a `syscall` after which a thread goes round for ever, given `hold`'s registers."""
     for match in _JUMP_BACK.finditer(code):
         back = match.start() + 4 + match[1][0] - 256
         if back >= 0 and _LOOP.fullmatch(code, back, match.start() + 3):
@@ -295,10 +296,14 @@ def find_hold(code: bytes) -> int | None:
     return None
 
 
-def hold(regs: Regs, address: int, nr: NR, arg: int) -> Regs:
-    """Return the registers that make one call at such an instruction, and then wait there."""
+def hold(regs: Regs, address: int, nr: NR, arg: int, si: int = 0, dx: int = NR.pause) -> Regs:
+    """Return the registers that make one call at such an instruction, and then wait there.
+
+    In pause(); or, if the loop takes the number from dx and that is something else, in a call that
+    there is not. The stack is the thread's own: signals may come.
+    """
     kept = {name: int(NR.pause) for name in _KEPT}
-    return regs._replace(**kept, ip=address, ax=nr, di=arg, orig_ax=NO_SYSCALL)
+    return regs._replace(**kept, ip=address, ax=nr, di=arg, si=si, dx=dx, orig_ax=NO_SYSCALL)
 
 
 def is_held(regs: Regs, address: int) -> bool:

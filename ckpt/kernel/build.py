@@ -26,7 +26,7 @@ ffi.set_source(
     '#include "core.h"',
     sources=[
         str(CORE / name)
-        for name in ("calls.c", "userfaultfd.c", f"cpu_{ARCH}.c", f"remote_{ARCH}.c")
+        for name in ("calls.c", "many.c", "userfaultfd.c", f"cpu_{ARCH}.c", f"remote_{ARCH}.c")
     ],
     include_dirs=[str(CORE)],
     depends=[str(CORE / "core.h")],

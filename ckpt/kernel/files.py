@@ -9,7 +9,7 @@ import os
 from struct import Struct
 
 from ckpt.kernel.arch import NR
-from ckpt.kernel.ffi import check, ffi, syscall
+from ckpt.kernel.ffi import check, ffi, lib, syscall
 from ckpt.kernel.kcmp import Kcmp
 
 RESOLVE_IN_ROOT = 0x10
@@ -129,3 +129,17 @@ def anonymous_file(size: int, flags: int | None = None) -> int:
         return os.open(f"/proc/self/map_files/{at:x}-{at + size:x}", os.O_RDWR | os.O_CLOEXEC)
     finally:
         syscall(NR.munmap, at, size)
+
+
+class SocketOptions:
+    """Socket options, (level, number), that are read all at once."""
+
+    def __init__(self, options: list[tuple[int, int]]) -> None:
+        self._count = len(options)
+        self._wanted = ffi.new("int32_t[]", [number for option in options for number in option])
+        self._found = ffi.new("int32_t[]", 5 * self._count)
+
+    def read(self, fd: int) -> bytes:
+        """Return of each 20 bytes: its length or -errno, and the first 16 bytes of its value."""
+        lib.core_getsockopts(fd, self._wanted, self._count, self._found)
+        return bytes(ffi.buffer(self._found))

@@ -4,7 +4,7 @@
 from enum import IntEnum
 
 from ckpt.kernel.arch import NR
-from ckpt.kernel.ffi import check, syscall
+from ckpt.kernel.ffi import check, ffi, lib, syscall
 
 
 class Kcmp(IntEnum):
@@ -27,3 +27,12 @@ def kcmp(kind: Kcmp, pid1: int, pid2: int, index1: int = 0, index2: int = 0) -> 
     """Compare: 0 the same, -1 or 1 an order that holds while both live, 2 different, unordered."""
     ret = check(syscall(NR.kcmp, pid1, pid2, kind, index1, index2), f"kcmp {kind.name}", pid=pid1)
     return _ORDER[ret]
+
+
+def same_files(pid: int, theirs: list[int], ours: list[int]) -> bytes:
+    """Say for each pair whether a task's descriptor and ours are one open file: 1, else 0."""
+    same = ffi.new("uint8_t[]", len(theirs))
+    lib.core_same_files(
+        pid, ffi.new("int32_t[]", theirs), ffi.new("int32_t[]", ours), len(theirs), same
+    )
+    return bytes(ffi.buffer(same))

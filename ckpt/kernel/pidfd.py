@@ -2,6 +2,7 @@
 """pidfd: a process that cannot be mistaken for another, and copies of its descriptors."""
 
 import os
+import select
 
 from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import check, ffi, lib, syscall
@@ -18,6 +19,13 @@ def pidfd_getfd(pidfd: int, number: int) -> int:
     Raises KernelError (EBADF: there is no such descriptor).
     """
     return check(syscall(NR.pidfd_getfd, pidfd, number, 0), f"pidfd_getfd of fd {number}")
+
+
+def has_ended(pidfd: int, wait_ms: int = 0) -> bool:
+    """Say whether the process has ended, or does so within wait_ms."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(wait_ms))
 
 
 def ended(count: int) -> list[int]:

@@ -16,16 +16,20 @@ Formats: proc(5) and the pages it leads to (proc_pid_stat(5), ...); fs/proc/arra
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from ckpt.errors import CkptError, KernelError, NoSuchTask, NotPermitted
 
 Pid = int | Literal["self"]
+Read = Callable[[int, str], bytes]
+"""What `read` does, or `glance.Seen.read`."""
 
 RLIM_INFINITY = 2**64 - 1
 """No limit, as getrlimit(2) returns it."""
+
+_PF_EXITING = 4
 
 INVALID_UID = 2**32 - 1
 """The login uid of a task that no login set."""
@@ -164,6 +168,15 @@ def parse_stat(text: bytes) -> Stat:
         state=rest[0].decode(),
         **{name: int(rest[number - 3]) for name, number in _STAT_FIELDS.items()},
     )
+
+
+def is_ending(pid: Pid) -> bool:
+    """Whether a task has ended, or has begun to: then its memory is going already."""
+    try:
+        found = stat(pid)
+    except NoSuchTask:
+        return True
+    return found.state in "ZX" or bool(found.flags & _PF_EXITING)
 
 
 def _of(tid: int | None, name: str) -> str:
@@ -429,21 +442,6 @@ def timerslack(pid: Pid) -> int:
 def oom_score_adj(pid: Pid) -> int:
     """How likely the OOM killer takes the process: -1000 to 1000."""
     return int(read(pid, "oom_score_adj"))
-
-
-def personality(pid: Pid) -> int:
-    """The execution domain and flags of a task (pid or tid), as personality(2) returns them."""
-    return int(read(pid, "personality"), 16)
-
-
-def loginuid(pid: Pid) -> int:
-    """The audit login uid; INVALID_UID if unset, or the kernel keeps none (CONFIG_AUDIT)."""
-    try:
-        return int(read(pid, "loginuid"))
-    except KernelError as error:
-        if error.errno != errno.ENOENT:
-            raise
-        return INVALID_UID
 
 
 def cgroup(pid: Pid) -> list[tuple[int, str, str]]:

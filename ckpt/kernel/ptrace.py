@@ -12,6 +12,7 @@ Facts that bite:
 import errno
 import os
 import signal
+from contextlib import suppress
 from enum import IntFlag
 from types import TracebackType
 from typing import NamedTuple
@@ -32,7 +33,8 @@ _SEIZE, _INTERRUPT = 0x4206, 0x4207
 _PEEKSIGINFO, _GETSIGMASK, _SETSIGMASK = 0x4209, 0x420A, 0x420B
 _GET_RSEQ = 0x420F
 _SIGINFO_SIZE = 128
-_XSTATE_MAX = 64 << 10
+_REGSET_SIZE = 64 << 10
+_REGSET = ffi.new("uint8_t[]", _REGSET_SIZE)  # once: to make it anew, of zeros, takes long
 
 
 class Options(IntFlag):
@@ -127,7 +129,8 @@ class Tracee:
                 self.wait()
             self._do(_DETACH, "PTRACE_DETACH")
         except (NoSuchTask, TargetDied, ChildProcessError):
-            pass
+            with suppress(ChildProcessError):  # its end is told to us first
+                os.waitpid(self.tid, WALL | os.WNOHANG)
         self.stopped = False
 
     def set_options(self, options: Options) -> None:
@@ -142,7 +145,7 @@ class Tracee:
 
     def regs(self) -> Regs:
         """Return the general registers."""
-        return Regs.unpack(self._getregset(NT_PRSTATUS, 27 * 8))
+        return Regs.unpack(self._getregset(NT_PRSTATUS))
 
     def set_regs(self, regs: Regs) -> None:
         """Set the general registers."""
@@ -150,16 +153,15 @@ class Tracee:
 
     def xstate(self) -> bytes:
         """Return the XSAVE area, in the layout without compaction."""
-        return self._getregset(NT_XSTATE, _XSTATE_MAX)
+        return self._getregset(NT_XSTATE)
 
     def set_xstate(self, xstate: bytes) -> None:
         """Set the XSAVE area; its length must be what this machine's CPU has."""
         self._setregset(NT_XSTATE, xstate)
 
-    def _getregset(self, kind: int, room: int) -> bytes:
-        buffer = ffi.new("uint8_t[]", room)
-        got = lib.core_getregset(self.tid, kind, buffer, room)
-        return bytes(ffi.buffer(buffer, check(got, "PTRACE_GETREGSET", pid=self.tid)))
+    def _getregset(self, kind: int) -> bytes:
+        got = lib.core_getregset(self.tid, kind, _REGSET, _REGSET_SIZE)
+        return bytes(ffi.buffer(_REGSET, check(got, "PTRACE_GETREGSET", pid=self.tid)))
 
     def _setregset(self, kind: int, data: bytes) -> None:
         ret = lib.core_setregset(self.tid, kind, ffi.from_buffer(data), len(data))

@@ -2,14 +2,19 @@
 """System calls made inside a stopped task, many in one round trip.
 
 A `Segment` of SysV shared memory, attached here and there, holds the stub (core/remote_*.c) and
-one slot per thread: a batch of calls and the thread's own registers. The task is led into it by
-one change of its registers: to a `syscall` instruction of its own code, with shmat as the call
-and a stack, inside the segment, that returns into the stub. So there is no moment at which the
-death of the tracer leaves a thread lost: either its registers are its own, or they lead through
-the stub, which ends by putting back the thread's own. What the stub cannot do is take away the
-memory it is in; a `ckpt.guard` does. SysV because it takes no descriptor in the
-task, because attaching is one call, and because Linux still attaches a segment marked for
-removal, so that nothing outlives us.
+one slot per thread: a batch of calls and the thread's own registers. It is attached and detached
+by a `syscall` instruction of the task's own code behind which a thread waits: it is held there
+until it is given other registers. So there is no moment at which the death of the tracer leaves a
+thread lost, or running its own code with our signal mask: it is held, or in the stub, which ends
+by putting back the thread's own, or it is itself. Who is held is brought home by a `ckpt.guard`,
+which also takes away what the stub cannot, the memory that it is in. Until a thread is back it has
+its own stack, where signals would push their frames: so registers that lead away are set before
+the mask, and the mask is given back before the registers that lead home. SysV because it takes no
+descriptor in the task, because attaching is one call, and because Linux still attaches a segment
+marked for removal, so that nothing outlives us.
+
+Where the code has no place to be held at, a `ret` leads from the attaching call into the stub, by a
+stack inside the segment.
 
 The stub stops by sending itself a signal that the task ignores, so it is nothing when nobody
 traces. A task that handles all of those is run from call to call with PTRACE_SYSCALL instead.
@@ -32,6 +37,7 @@ from ckpt.kernel.ptrace import SYSCALL_STOP, Tracee
 
 _IPC_CREAT, _IPC_RMID, _IPC_SET, _SHM_EXEC, _SHM_NORESERVE = 0o1000, 0, 1, 0o100000, 0o10000
 _STUB_ROOM = 1024
+_STUB_ENTRY = int(lib.core_stub_entry())
 _MUST, _FORK = 0x40, 0x80
 _NOT_MADE = -errno.EINPROGRESS
 
@@ -44,6 +50,7 @@ LEFT = NO_SYSCALL
 _CALL = Struct("<7QqQ")
 _HEAD = Struct("<6Q")  # sigmask, tgid, tid, signo, count, done
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
+_BLOCKED = NO_SYSCALL & ~sum(1 << n - 1 for n in (*_FAULTS, signal.SIGKILL, signal.SIGSTOP))
 _QUIET = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
 
 
@@ -206,7 +213,13 @@ class Call:
         return _CALL.unpack_from(self._slot.segment.memory, self._at)[1:7]
 
 
-Argument = int | Call | Buffer
+class At(NamedTuple):
+    """As an argument: the word that is at this address of the task when the call is made."""
+
+    pointer: int
+
+
+Argument = int | Call | At | Buffer
 
 
 class Batch:
@@ -228,7 +241,7 @@ class Batch:
             raise BatchFull(f"batch of {len(self.calls)} calls: no room for {nr.name}")
         flags, values = (_MUST if must else 0) | (_FORK if fork else 0), [0] * 6
         for i, arg in enumerate(args):
-            if isinstance(arg, Call):
+            if isinstance(arg, Call | At):
                 flags, values[i] = flags | 1 << i, arg.pointer
             else:
                 values[i] = (arg.address if isinstance(arg, Buffer) else arg) & NO_SYSCALL
@@ -281,8 +294,7 @@ class Remote:
 
         For a fault that is blocked the kernel would forget the task's handler.
         """
-        open_ = (self.signo, *_FAULTS, signal.SIGKILL, signal.SIGSTOP)
-        return NO_SYSCALL & ~sum(1 << signo - 1 for signo in open_ if signo)
+        return _BLOCKED & ~(1 << self.signo - 1) if self.signo else _BLOCKED
 
     def batch(self) -> Batch:
         """Begin a batch; the last one's results are gone once the new one is filled."""
@@ -297,11 +309,29 @@ class Remote:
 
         regs and sigmask are what the thread is to go home with.
         """
+        if gadget.hold:
+            self._attach(regs, gadget)
+            self.start(regs, sigmask, batch)
+        else:
+            self._fall_in(regs, sigmask, gadget, batch)
+        self.finish(batch)
+        self.slot.segment.remove()
+
+    def _attach(self, regs: Regs, gadget: Gadget) -> None:
+        segment = self.slot.segment
+        self.tracee.set_regs(hold(regs, gadget.hold, NR.shmat, segment.id, segment.base, _SHM_EXEC))
+        self.tracee.set_sigmask(self.blocked)
+        self._away = True
+        check(_result_of_call(self.tracee), "shmat", pid=self.tid)
+
+    def _fall_in(self, regs: Regs, sigmask: int, gadget: Gadget, batch: Batch) -> None:
+        """Set the thread off on a batch by way of shmat and a `ret`."""
         top = self.slot.address + _PIVOT_END
-        # The gadget's ret must leave rsp just above the pivot, where the stub expects it.
-        self._write_pivot(self._stub)
+        at = self.slot.offset + _PIVOT_END - 8
+        self.slot.segment.memory[at : at + 8] = self._stub.to_bytes(8, "little")
         entry = regs._replace(
             ip=gadget.address,
+            # The gadget's ret must leave rsp just above the pivot, where the stub expects it.
             sp=top - 8 - gadget.risen,
             ax=NR.shmat,
             di=self.slot.segment.id,
@@ -309,32 +339,31 @@ class Remote:
             dx=_SHM_EXEC,
             orig_ax=NO_SYSCALL,
         )
-        self.start(regs, sigmask, batch, entry)
-        self.finish(batch)
-        self.slot.segment.remove()
+        self._fill_slot(regs, sigmask, batch)
+        # Signals first: one that came now would push its frame where there is no stack.
+        self.tracee.set_sigmask(self.blocked)
+        self._away = True
+        self.tracee.set_regs(entry)
+        self._cont()
 
-    def _write_pivot(self, target: int) -> None:
-        at = self.slot.offset + _PIVOT_END - 8
-        self.slot.segment.memory[at : at + 8] = target.to_bytes(8, "little")
-
-    def start(self, regs: Regs, sigmask: int, batch: Batch, entry: Regs | None = None) -> None:
+    def start(self, regs: Regs, sigmask: int, batch: Batch) -> None:
         """Set the thread off on a batch; finish() waits for it.
 
         regs and sigmask are what it goes home with.
         """
+        self._fill_slot(regs, sigmask, batch)
+        entry = self._stub + _STUB_ENTRY
+        self.tracee.set_regs(regs._replace(ip=entry, r15=self.slot.address, orig_ax=NO_SYSCALL))
+        if not self._away:
+            self.tracee.set_sigmask(self.blocked)
+        self._away = True
+        self._cont()
+
+    def _fill_slot(self, regs: Regs, sigmask: int, batch: Batch) -> None:
         memory, at = self.slot.segment.memory, self.slot.offset
         memory[at : at + 216] = home(regs).pack()
         head = (sigmask, self.tgid, self.tid, self.signo, len(batch.calls), 0)
         _HEAD.pack_into(memory, at + _SIGMASK, *head)
-        if entry is None:
-            sp = self.slot.address + _PIVOT_END
-            entry = regs._replace(ip=self._stub, sp=sp, orig_ax=NO_SYSCALL)
-        # Signals first: one that came now would push its frame where there is no stack.
-        if not self._away:
-            self.tracee.set_sigmask(self.blocked)
-        self._away = True
-        self.tracee.set_regs(entry)
-        self._cont()
 
     def _cont(self) -> None:
         if self.signo:
@@ -414,27 +443,37 @@ class Remote:
 
     def cure(self, regs: Regs, sigmask: int, gadget: Gadget) -> None:
         """Detach the segment from the task, if it got as far as having it; then go home."""
-        if not self._away:
-            self.tracee.set_sigmask(self.blocked)
-        ret = detach(self.tracee, self._stub, regs, gadget)
-        # Registers first: where it is now, no signal can be handled.
-        self.tracee.set_regs(home(regs))
-        self.tracee.set_sigmask(sigmask)
+        ret = detach(self.tracee, self._stub, regs, sigmask, gadget, self.blocked)
         self._away = False
         if ret != -errno.EINVAL:
             check(ret, "shmdt", pid=self.tid)
 
 
-def detach(tracee: Tracee, base: int, regs: Regs, gadget: Gadget) -> int:
-    """Have a stopped thread make shmdt(base); its registers are to be set afterwards.
+def detach(
+    tracee: Tracee, base: int, regs: Regs, sigmask: int, gadget: Gadget, blocked: int
+) -> int:
+    """Have a stopped thread make shmdt(base) and go home; returns the call's result.
 
     With gadget.hold a thread whose tracer dies on the way is held there; else it crashes.
     """
     if gadget.hold:
-        wanted = hold(regs, gadget.hold, NR.shmdt, base)
+        tracee.set_regs(hold(regs, gadget.hold, NR.shmdt, base))
+        tracee.set_sigmask(blocked)
+        ret = _result_of_call(tracee)
+        tracee.set_sigmask(sigmask)
+        tracee.set_regs(home(regs))
     else:
-        wanted = regs._replace(ip=gadget.address, sp=0, ax=NR.shmdt, di=base, orig_ax=NO_SYSCALL)
-    tracee.set_regs(wanted)
+        tracee.set_sigmask(blocked)
+        away = regs._replace(ip=gadget.address, sp=0, ax=NR.shmdt, di=base, orig_ax=NO_SYSCALL)
+        tracee.set_regs(away)
+        ret = _result_of_call(tracee)
+        tracee.set_regs(home(regs))
+        tracee.set_sigmask(sigmask)
+    return ret
+
+
+def _result_of_call(tracee: Tracee) -> int:
+    """Let a thread make the system call that it is at, and no instruction more."""
     for _ in ("entry", "exit"):
         tracee.syscall()
         while tracee.wait().signo != SYSCALL_STOP:

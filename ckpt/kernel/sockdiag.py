@@ -14,6 +14,8 @@ import socket
 import struct
 import sys
 from collections.abc import Collection, Iterator
+from functools import cache
+from itertools import count
 from typing import NamedTuple
 
 from ckpt.errors import KernelError, NotPermitted
@@ -115,7 +117,12 @@ def unix(inos: Collection[int] | None = None) -> dict[int, UnixDiag]:
         found = [body for body in _unix_query(0, _NLM_F_DUMP) if _unix_ino(body) in wanted]
     else:
         found = [body for ino in inos for body in _unix_query(ino, 0)]
-    return {_unix_ino(body): _unix_diag(body) for body in found}
+    return {_unix_ino(body): parse_unix(body) for body in found}
+
+
+def unix_raw(ino: int) -> bytes:
+    """What the kernel says of one unix socket, for parse_unix; b"" if it is not there."""
+    return _ask(_unix_request(ino))
 
 
 def inet(family: int, protocol: int) -> dict[int, InetDiag]:
@@ -136,25 +143,39 @@ def inet_of(fd: int) -> InetDiag | None:
     Asks by its addresses and cookie. None if the kernel has it in no table (see `inet`), or has
     another with the same addresses before it (SO_REUSEPORT): look for its inode in `inet` then.
     """
+    body, protocol = _inet_raw(fd)
+    return _inet_diag(protocol, body) if body else None
+
+
+def inet_raw(fd: int) -> bytes:
+    """What the kernel says of the socket behind a local descriptor, unread: see inet_of."""
+    return _inet_raw(fd)[0]
+
+
+def _inet_raw(fd: int) -> tuple[bytes, int]:
     sock = socket.socket(fileno=fd)
     try:
         family, protocol = sock.family, sock.proto
         request = _INET_REQUEST.pack(family, protocol, 0, 0, _ALL_STATES) + _socket_id(sock)
     finally:
         sock.detach()
-    return next((_inet_diag(protocol, body) for body in _query(request, 0)), None)
+    return _ask(request), protocol
 
 
 def _unix_query(ino: int, flags: int) -> Iterator[bytes]:
-    request = (socket.AF_UNIX, 0, 0, _ALL_STATES, ino, _UNIX_SHOW, _NO_COOKIE)
-    return _query(_UNIX_REQUEST.pack(*request), flags)
+    return _query(_unix_request(ino), flags)
+
+
+def _unix_request(ino: int) -> bytes:
+    return _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, _ALL_STATES, ino, _UNIX_SHOW, _NO_COOKIE)
 
 
 def _unix_ino(body: bytes) -> int:
     return int.from_bytes(body[4:8], sys.byteorder)
 
 
-def _unix_diag(body: bytes) -> UnixDiag:
+def parse_unix(body: bytes) -> UnixDiag:
+    """Parse what unix_raw returns."""
     _, kind, state, _, ino, _ = _UNIX_MESSAGE.unpack_from(body)
     known = dict(_attributes(body, _UNIX_MESSAGE.size))
     icons = known.get(_UNIX_ICONS, b"")
@@ -232,6 +253,29 @@ def _query(request: bytes, flags: int) -> Iterator[bytes]:
                 yield body
                 if not flags & _NLM_F_DUMP:
                     return
+
+
+@cache
+def _asking() -> tuple[socket.socket, Iterator[int]]:
+    """One socket for all questions about single sockets, of our own network namespace."""
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG), count(1)
+
+
+def _ask(request: bytes) -> bytes:
+    """The body of the one answer to a request; b"" if there is no such socket."""
+    netlink, numbers = _asking()
+    length, number = _HEADER.size + len(request), next(numbers)
+    netlink.send(_HEADER.pack(length, _BY_FAMILY, _NLM_F_REQUEST, number, 0) + request)
+    while True:
+        answer = netlink.recv(_RECEIVE)
+        length, kind, _, answered, _ = _HEADER.unpack_from(answer)
+        if answered != number:  # what an interrupted question has left
+            continue
+        body = answer[_HEADER.size : length]
+        if kind != _NLMSG_ERROR:
+            return body
+        _check(body, dump=False)
+        return b""
 
 
 def _messages(buffer: bytes) -> Iterator[tuple[int, bytes]]:

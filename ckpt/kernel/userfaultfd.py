@@ -21,7 +21,7 @@ from typing import NamedTuple
 from ckpt.kernel.arch import NR, TASK_SIZE
 from ckpt.kernel.ffi import check, ffi, lib, syscall
 
-UFFDIO_API, _UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
+USERFAULTFD_IOC_NEW, UFFDIO_API, _UFFDIO_REGISTER = 0xAA00, 0xC018AA3F, 0xC020AA00
 _UFFDIO_WAKE, _UFFDIO_POISON = 0x8010AA02, 0xC020AA08
 _API = 0xAA
 _ROOM = 1024

@@ -19,7 +19,7 @@ from ckpt.kernel.ffi import ffi, lib, syscall
 from ckpt.kernel.pagemap import Page, Region, scan
 from ckpt.kernel.remote import Batch, Call
 from ckpt.log import Log
-from ckpt.memory.layout import Range
+from ckpt.memory.pace import Pace
 from ckpt.memory.vmas import (
     MADV_WIPEONFORK,
     MAP_HUGETLB,
@@ -30,7 +30,6 @@ from ckpt.memory.vmas import (
 )
 
 _THERE = Page.PRESENT | Page.SWAPPED | Page.GUARD
-_NOT_WRITTEN = Page.PFNZERO | Page.FILE
 BUFFER = 256 << 10
 """Bytes that are copied at once, at most."""
 _WORTH_A_THREAD = 4 << 20
@@ -49,30 +48,27 @@ class Counts:
         self.scanned, self.written = scanned, written
 
 
-def dumped(
-    pagemap: int, entry: pb.vma_entry, part: Range | None = None
-) -> tuple[list[Region], list[pb.vma_entry]]:
+def dumped(pagemap: int, entry: pb.vma_entry) -> tuple[list[Region], list[pb.vma_entry]]:
     """Return the runs of a mapping whose pages belong in the image, and its guard pages' records.
-
-    part is the range to look at, if not all of it.
 
     Anonymous memory: all but the zero page. Private file mappings: what was written, which is
     what is no longer the file's.
     """
-    if not (is_private(entry) or entry.status & Status.VDSO):
+    kernels = bool(entry.status & Status.VDSO)
+    if not (is_private(entry) or kernels):
         return [], []
-    none_of = _NOT_WRITTEN if entry.status & Status.FILE_PRIVATE else Page.PFNZERO
-    found = list(
-        scan(
-            pagemap,
-            *(part or (entry.start, entry.end)),
-            any_of=_THERE,
-            none_of=none_of,
-            tell=Page.GUARD,
-        )
-    )
+    found = written(pagemap, entry.start, entry.end, kernels=kernels)
     guards = [guard(run.start, run.end) for run in found if run.categories & Page.GUARD]
     return [run for run in found if not run.categories & Page.GUARD], guards
+
+
+def written(pagemap: int, start: int, end: int, *, kernels: bool = False) -> list[Region]:
+    """Return the runs of private memory that are its own: neither a file's nor the zero page.
+
+    Guard pages are runs of their own. With kernels it is the vDSO, whose pages seem a file's.
+    """
+    none_of = Page.PFNZERO if kernels else Page.PFNZERO | Page.FILE
+    return list(scan(pagemap, start, end, any_of=_THERE, none_of=none_of, tell=Page.GUARD))
 
 
 def can_be_late(entry: pb.vma_entry) -> bool:
@@ -97,18 +93,18 @@ def copy(
     writer: PageWriter,
     log: Log,
     *,
-    running: bool = False,
+    pace: Pace | None = None,
     write_back: bool = True,
 ) -> None:
     """Write the pages of all runs to the file, from its begin; mem is the open /proc/PID/mem.
 
-    In a process that is running pages may go away; they are written as zeros then, and who asked
-    has to know that they are gone. With write_back the disk begins at once: the file is safe
+    With a pace the process is running: pages may go away; they are written as zeros then, and who
+    asked has to know that they are gone. With write_back the disk begins at once: the file is safe
     sooner, but the copy takes longer. Two threads where it is worth one: a file takes one write
     at a time, and the other reads. Not beside a process that is running: it needs the CPU more.
     """
-    job = _Copy(pid, mem, runs, writer, log, running=running, write_back=write_back)
-    if running or sum(run.end - run.start for run in runs) < _WORTH_A_THREAD:
+    job = _Copy(pid, mem, runs, writer, log, pace=pace, write_back=write_back)
+    if pace or sum(run.end - run.start for run in runs) < _WORTH_A_THREAD:
         job.work()
     else:
         from threading import Thread
@@ -132,11 +128,11 @@ class _Copy:
         writer: PageWriter,
         log: Log,
         *,
-        running: bool,
+        pace: Pace | None,
         write_back: bool,
     ) -> None:
         self._pid, self._mem, self._writer = pid, mem, writer
-        self._running, self._write_back = running, write_back
+        self._pace, self._write_back = pace, write_back
         self._pieces = filled(runs)
         self._log, self._taken, self._size = log, 0, sum(run.end - run.start for run in runs)
         self._next = allocate_lock()
@@ -148,8 +144,11 @@ class _Copy:
             view = memoryview(bytearray(BUFFER))
             while not self.error and (taken := self._take()):
                 pieces, offset, size = taken
-                read_into(self._pid, self._mem, pieces, view[:size], running=self._running)
+                running = self._pace is not None
+                read_into(self._pid, self._mem, pieces, view[:size], running=running)
                 self._writer.pwrite(view[:size], offset)
+                if self._pace:
+                    self._pace.copied(size)
                 if self._write_back:
                     self._begin_write_back(offset + size, size)
         except BaseException as error:  # raised anew by copy(), in the thread that called it

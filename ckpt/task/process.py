@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all threads of a process share: the task_core of core-PID.img, and back."""
 
+import errno
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,28 +25,37 @@ class Raw(NamedTuple):
 
     stat: bytes
     limits: bytes
-    personality: int
-    loginuid: int
-    oom_score_adj: int
+    personality: bytes
+    oom_score_adj: bytes
+    loginuid: bytes
     pending: list[bytes]
     stop_signal: int
 
 
-def take(leader: Tracee, stop_signal: int) -> Raw:
+NAMES = ("stat", "limits", "personality", "oom_score_adj", "loginuid")
+"""What take() reads of /proc/PID."""
+
+
+def take(leader: Tracee, stop_signal: int, read: procfs.Read) -> Raw:
     """Take it, in the freeze: what it means can be said later.
 
     stop_signal is what had stopped the process before us, 0 if nothing had.
     """
-    pid = leader.tid
-    return Raw(
-        procfs.read(pid, "stat"),
-        procfs.read(pid, "limits"),
-        procfs.personality(pid),
-        procfs.loginuid(pid),
-        procfs.oom_score_adj(pid),
-        leader.pending(shared=True),
-        stop_signal,
+    stat, limits, personality, oom_score_adj, loginuid = (
+        _read(read, leader.tid, name) for name in NAMES
     )
+    pending = leader.pending(shared=True)
+    return Raw(stat, limits, personality, oom_score_adj, loginuid, pending, stop_signal)
+
+
+def _read(read: procfs.Read, pid: int, name: str) -> bytes:
+    """Read a file, or nothing if the kernel does not have it: a loginuid takes CONFIG_AUDIT."""
+    try:
+        return read(pid, name)
+    except KernelError as error:
+        if error.errno != errno.ENOENT or name != "loginuid":
+            raise
+        return b""
 
 
 Answer = Callable[[Raw], pb.task_core_entry]
@@ -64,12 +74,12 @@ def ask(posix_timers: list[PosixTimer], batch: Batch) -> Answer:
         entry = pb.task_core_entry(
             task_state=TASK_STOPPED if raw.stop_signal else TASK_ALIVE,
             exit_code=0,
-            personality=raw.personality,
+            personality=int(raw.personality, 16),
             flags=stat.flags,
             blk_sigset=0,
             timers=times(),
-            loginuid=raw.loginuid,
-            oom_score_adj=raw.oom_score_adj,
+            loginuid=int(raw.loginuid or procfs.INVALID_UID),
+            oom_score_adj=int(raw.oom_score_adj),
             child_subreaper=bool(subreaper.bytes[0]),
         )
         if raw.stop_signal:

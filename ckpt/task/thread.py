@@ -22,19 +22,17 @@ class Raw(NamedTuple):
     """What is taken of a stopped thread without its help, as the kernel gives it."""
 
     status: bytes
-    stat: bytes
     robust_list: tuple[int, int]
     pending: list[bytes]
     rseq: Rseq | None
     sched: sched.Raw
 
 
-def take(tracee: Tracee, status: bytes) -> Raw:
-    """Take it, in the freeze: what it means can be said later. status is /proc/TID/status."""
+def take(tracee: Tracee, read: procfs.Read) -> Raw:
+    """Take it, in the freeze: what it means can be said later."""
     tid = tracee.tid
     return Raw(
-        status,
-        procfs.read(tid, "stat"),
+        read(tid, "status"),
         _robust_list(tid),
         tracee.pending(shared=False),
         tracee.rseq(),
@@ -57,12 +55,12 @@ def ask(batch: Batch) -> Answer:
     securebits, slack = creds.ask(batch), sched.ask(batch)
 
     def answer(raw: Raw) -> tuple[pb.thread_core_entry, int]:
-        entry = _outside(raw)
+        status = procfs.parse_status(raw.status)
+        entry = _outside(raw, status.name)
         entry.sas.CopyFrom(signals.altstack(stack))
         entry.pdeath_sig = int.from_bytes(pdeath.bytes, "little")
         if not entry.pdeath_sig:
             entry.ClearField("pdeath_sig")
-        status = procfs.parse_status(raw.status)
         entry.creds.CopyFrom(creds.dump(status, securebits.ret))
         sched.dump(raw.sched, slack.ret, entry)
         return entry, int.from_bytes(clear_tid.bytes, "little")
@@ -70,10 +68,10 @@ def ask(batch: Batch) -> Answer:
     return answer
 
 
-def _outside(raw: Raw) -> pb.thread_core_entry:
+def _outside(raw: Raw, name: str) -> pb.thread_core_entry:
     head, length = raw.robust_list
     entry = pb.thread_core_entry(futex_rla=head, futex_rla_len=length, cg_set=1)
-    set_text(entry, "comm", procfs.parse_stat(raw.stat).comm)
+    set_text(entry, "comm", name)
     entry.signals_p.CopyFrom(signals.queue(raw.pending))
     if raw.rseq:
         entry.rseq_entry.CopyFrom(

@@ -76,13 +76,19 @@ class Command:
         tracee.wait()
         self.begin()
         tracee.syscall()
+        try:
+            self._visit_all(tracee, visit)
+        finally:
+            if self.code is None:
+                os.kill(self.pid, signal.SIGKILL)
+                self.wait()
+
+    def _visit_all(self, tracee: Tracee, visit: Callable[[int, int], bool]) -> None:
         number = 0
         while not self.ended(status := os.waitpid(self.pid, 0)[1]):
             signo, event = os.WSTOPSIG(status), status >> 16
             if signo == SYSCALL_STOP:
                 if visit(number, tracee.regs().orig_ax):
-                    os.kill(self.pid, signal.SIGKILL)
-                    self.wait()
                     return
                 number += 1
             tracee.syscall(0 if event or signo == SYSCALL_STOP else signo)

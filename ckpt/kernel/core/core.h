@@ -93,6 +93,27 @@ int64_t core_uffd_protect(int32_t fd, const struct core_range *ranges, size_t n,
 int64_t core_clone_paused(uint64_t flags, const int32_t *set_tid, size_t n,
 			  const int32_t lifeline[2]);
 
+/* ---- what a freeze asks of many things at once ---- */
+
+/*
+ * Read whole files from their begin, one behind the other, into buf. ends[i] says where the i-th
+ * ends there, or is its -errno. Returns how many were read: fewer than n if buf was too small.
+ */
+int64_t core_read_all(const int32_t *fds, size_t n, void *buf, size_t size, int64_t *ends);
+
+/*
+ * Say for each pair whether the task's descriptor and ours are one open file (kcmp(2)). Returns
+ * how many are not.
+ */
+int64_t core_same_files(int32_t pid, const int32_t *theirs, const int32_t *ours, size_t n,
+			uint8_t *same);
+
+/*
+ * Read n socket options, given as level and number; of each its length or -errno and 16 bytes go
+ * to buf.
+ */
+int64_t core_getsockopts(int32_t fd, const int32_t *options, size_t n, int32_t *buf);
+
 /* The cpuid instruction: eax, ebx, ecx, edx (cpu_x86_64.c). */
 int64_t core_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t regs[4]);
 
@@ -130,10 +151,13 @@ struct core_slot {
 	uint64_t tgid, tid, signo;
 	uint64_t count;		/* calls to make; -1 when the thread has left for home by itself */
 	uint64_t done;		/* calls made */
-	uint64_t pivot[16];	/* the stack on which the stub is entered */
+	uint64_t pivot[16];	/* the stack on which the stub is entered by a `ret` */
 	struct core_call call[];
 };
 
 /* The stub's code, position independent. Returns its length. */
 int64_t core_stub(const uint8_t **code);
+
+/* Where in it a thread begins that has its slot in r15 and its own stack. */
+int64_t core_stub_entry(void);
 #endif

@@ -4,9 +4,9 @@
  * thread can be taken home by plain instructions: rt_sigreturn would do it in one go, but forgets
  * the thread's restart_block, and a sleeping nanosleep would end with EINTR.
  *
- * Entered with rsp just above slot.pivot: a `ret` from a gadget of the task's own code gets here
- * just as a set instruction pointer does. When the calls are made the thread has its own stack again,
- * since its signals may come from then on, and those push their frames there.
+ * Entered behind its first instruction with the slot in r15 and the thread's own stack, which it does
+ * not use: should nobody trace the thread any more, its signals come, and push their frames there. Or
+ * at its begin with rsp just above slot.pivot, by a `ret` from a gadget of the task's own code.
  */
 #include "core.h"
 
@@ -33,7 +33,7 @@ _Static_assert(offsetof(struct core_slot, pivot) == SLOT_PIVOT, "");
 _Static_assert(offsetof(struct core_slot, call) == SLOT_CALL, "");
 _Static_assert(sizeof(struct core_call) == 72, "");
 
-extern const uint8_t core_stub_begin[], core_stub_end[];
+extern const uint8_t core_stub_begin[], core_stub_with_slot[], core_stub_end[];
 
 /* Load argument n of the call at r13 into reg, through a pointer if bit n of ebp says so. */
 #define ARGUMENT(n, reg)						\
@@ -45,10 +45,11 @@ extern const uint8_t core_stub_begin[], core_stub_end[];
 
 __asm__(
 	"	.pushsection .rodata\n"
-	"	.globl	core_stub_begin, core_stub_end\n"
-	"	.hidden	core_stub_begin, core_stub_end\n"
+	"	.globl	core_stub_begin, core_stub_with_slot, core_stub_end\n"
+	"	.hidden	core_stub_begin, core_stub_with_slot, core_stub_end\n"
 	"core_stub_begin:\n"
-	"	lea	-" STR(SLOT_CALL) "(%rsp), %r15\n"	/* r15: the slot */
+	"	lea	-" STR(SLOT_CALL) "(%rsp), %r15\n"
+	"core_stub_with_slot:\n"				/* r15: the slot */
 	"	mov	" STR(SLOT_COUNT) "(%r15), %r14\n"	/* r14: calls left */
 	"	lea	" STR(SLOT_CALL) "(%r15), %r13\n"	/* r13: the call */
 	"	movq	$0, " STR(SLOT_DONE) "(%r15)\n"
@@ -115,4 +116,9 @@ int64_t core_stub(const uint8_t **code)
 {
 	*code = core_stub_begin;
 	return core_stub_end - core_stub_begin;
+}
+
+int64_t core_stub_entry(void)
+{
+	return core_stub_with_slot - core_stub_begin;
 }

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
+from ckpt.files.opened import dump_file
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.kernel.fdinfo import fdinfo
@@ -59,8 +60,8 @@ class RoundTrip:
         file = self.open_file(fd)
         assert kind.claims(file)
         kind.check(file, self.out.options)
-        entry = kind.dump(file, self.out)
-        self.add(pb.file_entry(type=kind.type, id=file.id, **{kind.field: entry}))
+        dump_file(kind, file, self.out)
+        self.out.settle()
         self.kinds[file.id] = kind
         return file.id
 

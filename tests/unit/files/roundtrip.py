@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
+from ckpt.files.opened import dump_file
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.kernel.fdinfo import fdinfo
@@ -50,8 +51,7 @@ class Trip:
             assert kind.claims(file)
             kind.check(file, options)
         for file in files:
-            entry = kind.dump(file, out)
-            self.add(pb.file_entry(type=kind.type, id=file.id, **{kind.field: entry}))
+            dump_file(kind, file, out)
         out.close()
         return [file.id for file in files]
 

@@ -128,8 +128,6 @@ def test_small_files() -> None:
     pid = os.getpid()
     assert procfs.timerslack(pid) >= 0
     assert -1000 <= procfs.oom_score_adj(pid) <= 1000
-    assert procfs.personality(pid) == ctypes.CDLL(None).personality(ctypes.c_ulong(0xFFFFFFFF))
-    assert 0 <= procfs.loginuid(pid) <= procfs.INVALID_UID
     assert procfs.namespaces(pid)["mnt"] == os.stat("/proc/self/ns/mnt").st_ino
     assert procfs.readlink(pid, "cwd") == os.getcwd()
     assert all(count > 0 for _, _, count in procfs.id_map(pid, "uid"))
@@ -181,7 +179,7 @@ def test_shm() -> None:
     assert isinstance(procfs.shm(), list)
 
 
-@pytest.mark.parametrize("ask", [procfs.stat, procfs.fds, procfs.namespaces, procfs.loginuid])
+@pytest.mark.parametrize("ask", [procfs.stat, procfs.fds, procfs.namespaces])
 def test_a_task_that_is_gone(ask: object) -> None:
     assert callable(ask)
     with pytest.raises(NoSuchTask, match=str(GONE)):

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The open files of a target: fetched and recorded while it runs, looked at again in the freeze.
+
+Each open file is fetched once by pidfd_getfd; descriptors that share one (dup) are found by kcmp,
+and the first kind that claims a file dumps it. Nearly all that a kind writes can be written ahead
+of the freeze. There it only takes to see that the same descriptors still lead to the same open
+files, that fdinfo says the same of them, and that their kinds see no change (`FileKind.state`);
+what did change is dumped again.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import cmp_to_key
+from itertools import pairwise
+from typing import NamedTuple, Self
+
+from ckpt.errors import CkptError, KernelError, Unsupported
+from ckpt.files import KINDS, locks
+from ckpt.files.kind import F_GETOWN_EX, Dump, FileKind, Held, OpenFile
+from ckpt.image import pb
+from ckpt.kernel import procfs
+from ckpt.kernel.fdinfo import FdInfo, parse_fdinfo
+from ckpt.kernel.glance import Glance, Seen
+from ckpt.kernel.kcmp import Kcmp, kcmp, same_files
+from ckpt.kernel.pidfd import pidfd_getfd
+from ckpt.options import DumpOptions
+
+FD_CLOEXEC = fcntl.FD_CLOEXEC
+_UNKNOWN = object()
+_NO_OWNER = bytes(8)
+
+
+class Descriptor(NamedTuple):
+    """A number of the target's table, with what fdinfo says of its file."""
+
+    number: int
+    link: str
+    info: FdInfo
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """Equal for descriptors that share an open file, and for few others."""
+        return self.link, self.info.flags & ~os.O_CLOEXEC, self.info.pos
+
+
+class Opened:
+    """One open file of the target: our copy of it, its numbers, and what was dumped ahead."""
+
+    __slots__ = ("fd", "file", "file_id", "has_owner", "held", "kind", "link", "numbers", "seen")
+
+    def __init__(self, fd: int, link: str) -> None:
+        self.fd, self.link = fd, link
+        self.file_id = 0
+        self.numbers: list[int] = []
+        self.kind: type[FileKind] | None = None
+        self.file: OpenFile | None = None
+        self.has_owner = False
+        self.held: Held | None = None
+        self.seen: object = None
+
+
+class OpenFiles:
+    """All open files of a process, a context manager around our copies of them."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid, self._pidfd = pid, pidfd
+        self._by_number: dict[int, Opened] = {}
+        self._links: frozenset[str] = frozenset()
+        self._seen = Seen({})
+        self._gone: list[Opened] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in self._all():
+            os.close(one.fd)
+        self._by_number.clear()
+
+    def _all(self) -> list[Opened]:
+        """Return the open files, each once, by their lowest numbers."""
+        numbers = sorted(self._by_number)
+        return list(dict.fromkeys(self._by_number[number] for number in numbers))
+
+    # --- which there are
+
+    def look(self) -> bool:
+        """Fetch what is new and let go of what is closed; say whether anything was."""
+        numbers = procfs.fds(self.pid)
+        known = [number for number in numbers if number in self._by_number]
+        same = same_files(self.pid, known, [self._by_number[number].fd for number in known])
+        kept = {number for number, yes in zip(known, same, strict=True) if yes}
+        if len(kept) == len(numbers) == len(self._by_number):
+            return False
+        for number in [number for number in self._by_number if number not in kept]:
+            self._forget(number)
+        self._fetch([number for number in numbers if number not in kept])
+        self._links = frozenset(one.link for one in self._by_number.values())
+        return True
+
+    def _forget(self, number: int) -> None:
+        one = self._by_number.pop(number)
+        one.numbers.remove(number)
+        if not one.numbers:
+            os.close(one.fd)
+            self._gone.append(one)
+
+    def _fetch(self, numbers: list[int]) -> None:
+        """Take copies of descriptors, one for each open file; what closes meanwhile is left out."""
+        for group in groups(self.pid, look(self.pid, numbers)):
+            with suppress(KernelError):
+                one = self._known(group[0]) or Opened(
+                    pidfd_getfd(self._pidfd, group[0].number), group[0].link
+                )
+                one.numbers = sorted([*one.numbers, *(one.number for one in group)])
+                self._by_number.update(dict.fromkeys(one.numbers, one))
+
+    def _known(self, new: Descriptor) -> Opened | None:
+        """Return the open file that a new descriptor shares with an old one."""
+        for one in self._all():
+            if one.link == new.link and same_files(self.pid, [new.number], [one.fd])[0]:
+                return one
+        return None
+
+    # --- what they are
+
+    def check(self, options: DumpOptions) -> None:
+        """Refuse what cannot be dumped, while the target still runs. Raises Unsupported."""
+        self.look()
+        for one in self._all():
+            file = self._file(one, procfs.read)
+            if file:
+                kind_of(file).check(file, options)
+                locks.check(file, options)
+
+    def _file(self, one: Opened, read: Callable[[int, str], bytes]) -> OpenFile | None:
+        """Return what a kind is to see of an open file; None if it is closed by now."""
+        number = one.numbers[0]
+        try:
+            info = parse_fdinfo(read(self.pid, f"fdinfo/{number}"))
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+        link = one.link
+        if link.startswith("/"):  # it may have been renamed
+            link = os.readlink(f"/proc/self/fd/{one.fd}")
+        st = os.fstat(one.fd)
+        return OpenFile(one.fd, self.pid, number, one.file_id, st, link, info, self._links)
+
+    # --- ahead of the freeze
+
+    def look_ahead(self, out: Dump, glance: Glance) -> None:
+        """Dump all that need not wait for the freeze; glance is what will be seen in it."""
+        self.look()
+        glance.add(*(f"/proc/{self.pid}/fdinfo/{number}" for number in self._by_number))
+        self._seen = glance.look()
+        for one in self._all():
+            one.file_id = out.next_id()
+            with suppress(CkptError):  # it is closed by now, or to be refused in the freeze
+                self._dump_ahead(one, out)
+
+    def _dump_ahead(self, one: Opened, out: Dump) -> None:
+        file = self._file(one, self._seen.read)
+        if not file:
+            return
+        one.kind, one.file, one.has_owner = kind_of(file), file, not file.flags & os.O_PATH
+        one.seen = self._see(one)
+        if one.seen is _UNKNOWN:
+            return
+        with out.held() as held:
+            dump_file(one.kind, file, out)
+            locks.dump(file, out)
+        one.held = held
+
+    def _see(self, one: Opened) -> object:
+        """Return all of a file that may change, or that we have to see it when it is frozen."""
+        assert one.kind and one.file
+        state = one.kind.state(one.file)
+        if state is None:
+            return _UNKNOWN
+        infos = [self._info(number) for number in one.numbers]
+        owner = fcntl.fcntl(one.fd, F_GETOWN_EX, _NO_OWNER) if one.has_owner else b""
+        return [*one.numbers], infos, owner, state
+
+    def _info(self, number: int) -> bytes:
+        return self._seen.read(self.pid, f"fdinfo/{number}")
+
+    # --- in the freeze
+
+    def take(self, out: Dump, seen: Seen) -> None:
+        """See to it that all records are as of now; seen is what a glance has just told."""
+        changed, self._seen = self.look(), seen
+        everything = self._all()
+        files = {one: self._now(one, changed) for one in everything if one.held}
+        stale = [one for one, same in files.items() if not same]
+        _drop(stale + [one for one in self._gone if one.held], everything)
+        for one in everything:
+            if one.held:
+                out.later(one.held.keep)
+            else:
+                self._dump_now(one, out)
+
+    def _now(self, one: Opened, changed: bool) -> bool:
+        """Say whether what was dumped ahead is still true."""
+        assert one.kind
+        if changed and one.kind.looks_around:
+            return False
+        return self._see(one) == one.seen
+
+    def _dump_now(self, one: Opened, out: Dump) -> None:
+        one.file_id = one.file_id or out.next_id()
+        file = self._file(one, self._seen.read)
+        assert file, one.link
+        one.kind = kind_of(file)
+        dump_file(one.kind, file, out)
+        locks.dump(file, out)
+
+    def any_direct(self) -> bool:
+        """Say whether a file is open for direct I/O."""
+        return any(fcntl.fcntl(one.fd, fcntl.F_GETFL) & os.O_DIRECT for one in self._all())
+
+    # --- when it may run again
+
+    def entries(self) -> list[pb.fdinfo_entry]:
+        """Return what fdinfo-ID.img is to hold."""
+        found = []
+        for number, one in sorted(self._by_number.items()):
+            assert one.kind
+            cloexec = parse_fdinfo(self._info(number)).flags & os.O_CLOEXEC
+            found.append(
+                pb.fdinfo_entry(
+                    id=one.file_id,
+                    flags=FD_CLOEXEC if cloexec else 0,
+                    type=one.kind.type,
+                    fd=number,
+                )
+            )
+        return found
+
+
+def _drop(stale: list[Opened], everything: list[Opened]) -> None:
+    """Forget what was dumped of them, and of whom relied on it: shared content is written once."""
+    while stale:
+        lost = set()
+        for one in stale:
+            assert one.held
+            lost |= one.held.drop()
+            one.held = None
+        stale = [one for one in everything if one.held and one.held.asked & lost]
+
+
+def look(pid: int, numbers: Iterable[int]) -> list[Descriptor]:
+    """Return the target's descriptors of these numbers; those that are closed are left out."""
+    found = []
+    for number in numbers:
+        try:
+            info = parse_fdinfo(procfs.read(pid, f"fdinfo/{number}"))
+            found.append(Descriptor(number, procfs.fd_link(pid, number), info))
+        except KernelError:
+            continue
+    return found
+
+
+def groups(pid: int, descriptors: Iterable[Descriptor]) -> list[list[Descriptor]]:
+    """Return the descriptors put together by open file, each group by rising number."""
+    alike: dict[tuple[str, int, int], list[Descriptor]] = {}
+    for descriptor in descriptors:
+        alike.setdefault(descriptor.key, []).append(descriptor)
+    found = [group for some in alike.values() for group in _split(pid, some)]
+    return sorted(found, key=lambda group: group[0].number)
+
+
+def _split(pid: int, alike: list[Descriptor]) -> list[list[Descriptor]]:
+    if len(alike) == 1:
+        return [alike]
+
+    def order(a: Descriptor, b: Descriptor) -> int:
+        return kcmp(Kcmp.FILE, pid, pid, a.number, b.number)
+
+    ordered = sorted(alike, key=cmp_to_key(order))
+    split = [[ordered[0]]]
+    for before, one in pairwise(ordered):
+        if kcmp(Kcmp.FILE, pid, pid, before.number, one.number):
+            split.append([])
+        split[-1].append(one)
+    return split
+
+
+def kind_of(file: OpenFile) -> type[FileKind]:
+    """Return the kind that claims a file; raises Unsupported if none does."""
+    for kind in KINDS:
+        if kind.claims(file):
+            return kind
+    raise Unsupported(f"{file.name}: not supported", hint=_hint(file.link))
+
+
+def _hint(link: str) -> str:
+    known = {
+        "anon_inode:[io_uring]": "an io_uring cannot be dumped: have the program use epoll",
+        "anon_inode:[perf_event]": "stop the profiler first",
+        "anon_inode:[userfaultfd]": "the target handles its own page faults; nobody can dump that",
+    }
+    if link.startswith("anon_inode:bpf"):
+        return "BPF objects belong to the whole machine and are not dumped"
+    return known.get(link, "have the target close it before the dump")
+
+
+def dump_file(kind: type[FileKind], file: OpenFile, out: Dump) -> None:
+    """Have a kind dump a file, and add it to files.img."""
+    entry = kind.dump(file, out)
+
+    def add() -> None:
+        message = entry() if callable(entry) else entry
+        out.add_entry(pb.file_entry(type=kind.type, id=file.id, **{kind.field: message}))
+
+    if callable(entry):
+        out.later(add)
+    else:
+        add()

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mappings of a process, looked at while it runs: in the freeze it takes one comparison.
+
+smaps tells all, but walks the page tables for it; maps is quick to read and shows which mappings
+there are. What only madvise(2) changes shows in smaps alone, so that is taken just before.
+"""
+
+import errno
+from functools import partial
+
+from ckpt.errors import KernelError
+from ckpt.image import pb
+from ckpt.kernel import procfs
+from ckpt.kernel.glance import Glance, Seen
+from ckpt.kernel.maps import MapsEntry, SmapsEntry, parse_maps, smaps
+from ckpt.memory import vmas
+from ckpt.snapshot import Snapshot, mapped_file
+
+
+class Mappings:
+    """Which mappings there were when we looked, and their records."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._text = b""
+        self._known: dict[MapsEntry, pb.vma_entry] = {}
+        self._unsaved: list[tuple[SmapsEntry, pb.vma_entry]] = []
+        self.vmas: list[pb.vma_entry] = []
+
+    def look_ahead(self, glance: Glance) -> None:
+        """Open what will be read in the freeze."""
+        glance.add(f"/proc/{self._snapshot.pid}/maps")
+
+    def look(self) -> None:
+        """Take them down; one may go while the process runs, and is then left out."""
+        self._text = procfs.read(self._snapshot.pid, "maps")
+        self._known, self._unsaved = {}, []
+        for mapping in smaps(self._snapshot.pid):
+            try:
+                self._known[_plain(mapping)] = self._record(mapping)
+            except KernelError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+        self.vmas = list(self._known.values())
+        if [*self._known] != parse_maps(self._text):  # one came or went between the two files
+            self._text = b""
+
+    def _record(self, mapping: SmapsEntry) -> pb.vma_entry:
+        """Return the record of a mapping; a file that is saved with its content has to wait."""
+        if not _has_content(mapping):
+            return vmas.dump(mapping, partial(mapped_file, self._snapshot))
+        entry = vmas.dump(mapping, lambda mapping, flags: 0)
+        self._unsaved.append((mapping, entry))
+        return entry
+
+    def take(self, seen: Seen) -> bool:
+        """Bring vmas up to date with what a glance has just told; say whether they were."""
+        text = seen.read(self._snapshot.pid, "maps")
+        same = text == self._text
+        if not same:
+            now = parse_maps(text)
+            if any(mapping not in self._known for mapping in now):
+                self.look()
+            if any(mapping not in self._known for mapping in now):
+                raise KernelError(errno.ESRCH, f"reading /proc/{self._snapshot.pid}/smaps")
+            self.vmas = [self._known[mapping] for mapping in now]
+            self._unsaved = [one for one in self._unsaved if _plain(one[0]) in now]
+        for mapping, entry in self._unsaved:
+            if entry.status & vmas.FILE_BACKED:
+                entry.shmid = mapped_file(self._snapshot, mapping, entry.fdflags)
+        return same
+
+
+def _has_content(mapping: SmapsEntry) -> bool:
+    """Say whether the file behind a mapping is saved, too: memory, or one without a name."""
+    deleted = mapping.shared and mapping.path.endswith(" (deleted)")
+    return deleted or vmas.is_memory_file(mapping)
+
+
+def _plain(mapping: SmapsEntry) -> MapsEntry:
+    """Return what maps, which is quick to read, shows of a mapping in smaps."""
+    return MapsEntry(*(getattr(mapping, field) for field in MapsEntry._fields))
