@@ -20,7 +20,6 @@ from ckpt.image import pb
 from ckpt.image.hot import BLOCK, read_hot, write_hot
 from ckpt.image.pages import PageReader, PageRun
 from ckpt.kernel.arch import NR, Regs
-from ckpt.kernel.inotify import Watch
 from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
 from ckpt.kernel.remote import Remote
 from ckpt.kernel.tripwire import Tripwire, fork_with_files
@@ -82,7 +81,7 @@ class Lazy:
         self._number: int
         self._todo: list[Part] = []
         self._windows: list[Part] = []
-        self._objects: list[tuple[SharedObject, Watch]] = []
+        self._objects: list[SharedObject] = []
         self._pidfd = pidfd_open(pid)
 
     def start(
@@ -97,7 +96,7 @@ class Lazy:
             _register(uffd, entry)
             self._todo += [Part(run.vaddr, run.end, 0) for run in runs]
         for one, entries in shared:
-            self._objects.append((one, Watch(one.fd)))
+            self._objects.append(one)
             for entry in entries:
                 _register(uffd, entry)
                 moved = entry.start - entry.pgoff - base_of(one)
@@ -105,16 +104,14 @@ class Lazy:
         self._huge = huge_ranges(late)
         todo = [*self._todo, *self._shared()]
         self.pages = sum(part.end - part.start for part in todo) >> 12
-        self._readers = {0: reader} | {one.number: one.reader for one, _ in self._objects}
+        self._readers = {0: reader} | {one.number: one.reader for one in self._objects}
         self._number, self._journal, self._begun = uffd.fd, Journal(), time.monotonic_ns()
         self._fork()
-        for _, watch in self._objects:
-            watch.close()
         os.close(self._pidfd)
         uffd.close()
 
     def _shared(self) -> list[Part]:
-        return [part for one, _ in self._objects for part in parts(one)]
+        return [part for one in self._objects for part in parts(one)]
 
     def _fork(self) -> None:
         self._ready, ready = os.pipe2(os.O_CLOEXEC)
@@ -158,8 +155,8 @@ class Lazy:
         kept = {self._number, self._pidfd, ready}
         for reader in self._readers.values():
             kept.update(run.fd for run in reader)
-        for one, watch in self._objects:
-            kept.update((one.fd, watch.fd))
+        for one in self._objects:
+            kept.update((one.fd, one.watch.fd))
         kept.add(getattr(self._log, "fd", -1))
         null = os.open("/dev/null", os.O_RDWR)
         # Who waits for the end of a pipe waits for the command's end, not for ours.

@@ -2,10 +2,11 @@
 """The image of one process as a restore needs it: read, checked, its files made."""
 
 import os
+from contextlib import suppress
 from typing import NamedTuple
 
 from ckpt import namespaces
-from ckpt.errors import ImageError, Unsupported
+from ckpt.errors import ImageError, KernelError, Unsupported
 from ckpt.files import external
 from ckpt.files.kind import Restore
 from ckpt.files.mapped import open_mapped
@@ -13,6 +14,7 @@ from ckpt.files.table import FileTable
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.kernel.arch import NR
+from ckpt.kernel.inotify import Watch
 from ckpt.kernel.remote import Batch
 from ckpt.memory import shmem, vmas
 from ckpt.memory.shmem import SharedObject
@@ -112,6 +114,9 @@ def _check_core(core: pb.core_entry, tid: int, *, leader: bool) -> None:
         raise ImageError(f"core-{tid}.img: incomplete")
 
 
+_MOST_LATE = 16  # inotify instances; a user may have 128 (fs.inotify.max_user_instances)
+
+
 class Contents:
     """Fills shared memory objects, and puts aside those that may be filled late."""
 
@@ -124,12 +129,26 @@ class Contents:
     def __call__(self, shmid: int, fd: int) -> None:
         """Fill the object at fd, or take a copy of the descriptor."""
         mappings = self._may_be_late.get(shmid)
-        if mappings is None or not self._image.exists("pagemap-shmem", shmid):
+        there = mappings is not None and self._image.exists("pagemap-shmem", shmid)
+        watch = self._watch(fd) if there else None
+        if mappings is None or watch is None:
             self.pages += shmem.load(self._image, shmid, fd)
             return
-        reader = shmem.open_pages(self._image, shmid, fd)
-        one = SharedObject(len(self.late) + 1, os.dup(fd), reader)
+        try:
+            reader = shmem.open_pages(self._image, shmid, fd)
+        except BaseException:
+            watch.close()
+            raise
+        one = SharedObject(len(self.late) + 1, os.dup(fd), reader, watch)
         self.late.append((one, mappings))
+
+    def _watch(self, fd: int) -> Watch | None:
+        """Begin to watch an object; None if there are many, of what a user may have few."""
+        if len(self.late) == _MOST_LATE:
+            return None
+        with suppress(KernelError):
+            return Watch(fd)
+        return None
 
     def close(self) -> None:
         """Let go of what was put aside."""

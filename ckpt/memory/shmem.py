@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ckpt.errors import ImageError
 from ckpt.image.directory import ImageDir
 from ckpt.image.pages import PAGE, PE_PRESENT, PageReader, PageWriter
+from ckpt.kernel.inotify import Watch
 from ckpt.memory.pages import Counts
 
 _CHUNK = 1 << 20
@@ -23,17 +24,19 @@ _WINDOW = 32 << 20
 class SharedObject(NamedTuple):
     """An object that is to be filled late: a descriptor of it, and its pages in the image.
 
-    number is 1 for the first such object of a restore, and so on.
+    number is 1 for the first such object of a restore, and so on. watch sees what else changes it.
     """
 
     number: int
     fd: int
     reader: PageReader
+    watch: Watch
 
     def close(self) -> None:
         """Let go of it."""
         os.close(self.fd)
         self.reader.close()
+        self.watch.close()
 
 
 def save(image: ImageDir, shmid: int, pages_id: int, fd: int, size: int) -> Counts:

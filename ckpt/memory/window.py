@@ -46,9 +46,8 @@ def offset_of(address: int) -> int:
 class Window:
     """Our mapping of one object."""
 
-    def __init__(self, fd: int, watch: Watch) -> None:
+    def __init__(self, fd: int) -> None:
         size = -(-os.fstat(fd).st_size // PAGE) * PAGE
-        self.watch = watch
         self._map = mmap.mmap(fd, size)
         self._at = int(ffi.cast("uintptr_t", ffi.from_buffer(self._map)))
         self._uffd = _own_userfaultfd()
@@ -74,22 +73,22 @@ def _own_userfaultfd() -> Userfaultfd:
 class Windows:
     """Our mappings of all objects, made as they are needed; addresses are those in the image."""
 
-    def __init__(self, objects: Iterable[tuple[SharedObject, Watch]]) -> None:
-        self._objects = {one.number: (one.fd, watch) for one, watch in objects}
+    def __init__(self, objects: Iterable[SharedObject]) -> None:
+        self._objects = {one.number: one for one in objects}
         self._windows: dict[int, Window] = {}
 
     def copy(self, address: int, data: memoryview) -> int:
         """Put pages where none are; returns the bytes done."""
         number = number_of(address)
         if number not in self._windows:
-            self._windows[number] = Window(*self._objects[number])
+            self._windows[number] = Window(self._objects[number].fd)
         return self._windows[number].copy(offset_of(address), data)
 
     def watch(self, address: int) -> Watch:
         """Return what sees changes of the object that an address is of."""
-        return self._objects[number_of(address)][1]
+        return self._objects[number_of(address)].watch
 
     def forget(self) -> None:
         """Take note of all changes."""
-        for _, watch in self._objects.values():
-            watch.forget()
+        for one in self._objects.values():
+            one.watch.forget()

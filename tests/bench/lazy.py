@@ -56,30 +56,40 @@ class Bench:
             self._tools["ckpt"].dump(target, images)
             target.reap()
             for number in range(rounds):
-                for way in ways if number % 2 else ways[::-1]:
+                for way in tuple(ways if number % 2 else ways[::-1]):
                     progress(f"{mib} MiB, round {number + 1} of {rounds}: {way}")
-                    self._once(way, target, images, self.results[mib][way])
+                    if not self._once(way, target, images, self.results[mib][way]):
+                        ways.remove(way)
         shutil.rmtree(images)
         progress("")
 
     def _has(self, way: str) -> bool:
         return "criu" in self._tools or "CRIU" not in way
 
-    def _once(self, way: str, target: Target, images: Path, samples: Samples) -> None:
+    def _once(self, way: str, target: Target, images: Path, samples: Samples) -> bool:
+        """Take a sample; returns False if CRIU's daemon did not bring all pages."""
         if way == "mapped":
             self._map(images, samples)
-            return
+            return True
         measure = {
             "lazy": self._lazy,
             "eager": self._eager,
             "CRIU": self._criu,
             "CRIU lazy": self._criu_lazy,
         }[way]
-        measure(target, images, samples)
+        try:
+            measure(target, images, samples)
+        except TimeoutError as error:
+            if way != "CRIU lazy":
+                raise
+            print(f"{way}, {target.mib} MiB: {error}", file=sys.stderr)
+            samples.clear()
+            _end(target)
+            return False
         if target.ask(SUM) != target.sum:
             raise SystemExit(f"{way}: the restored memory is not what was dumped")
-        os.kill(target.pid, signal.SIGKILL)
-        target.reap()
+        _end(target)
+        return True
 
     def _lazy(self, target: Target, images: Path, samples: Samples) -> None:
         figures = images / f"lazy-{target.pid}.json"
@@ -128,6 +138,11 @@ class Bench:
                 if process.stdout is None or process.stdout.read(1) != b".":
                     raise SystemExit("mapped: it has ended")
                 samples[figure].append((time.monotonic() - began) * 1e3)
+
+
+def _end(target: Target) -> None:
+    os.kill(target.pid, signal.SIGKILL)
+    target.reap()
 
 
 @contextlib.contextmanager
