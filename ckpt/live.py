@@ -2,18 +2,20 @@
 """Memory saved while the process runs, as of one instant: protect, copy, copy again, freeze.
 
 Write-protection goes on first, all of it while the process runs; then the pages are copied. What
-is written meanwhile is logged, protected and copied again, pass by pass. Answering a fault takes
-the process longer than copying a page takes us, so each pass is shorter than the one before,
-however fast it writes. The last few pages are copied in the freeze, together with what cannot be
-protected. That instant is the image's: after it nothing is left to be saved, so the process may
-unmap, execute or die as it likes.
+is written meanwhile is logged, protected and copied again, pass by pass. Where a pass has not made
+the log shorter by half, those who write are held up, at each first write to a page, for longer
+than it takes us to copy one; so it gets shorter, however fast they write. The last few pages are
+copied in the freeze, together with what cannot be protected. That instant is the image's: after it
+nothing is left to be saved, so the process may unmap, execute or die as it likes.
 """
 
 import errno
 import os
 import time
+from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import NamedTuple
 
 from ckpt.errors import KernelError, TargetDied
@@ -33,13 +35,14 @@ from ckpt.memory.coverage import Coverage
 from ckpt.memory.layout import Range, intersect, subtract, union
 from ckpt.memory.pace import Pace
 from ckpt.memory.spool import Spool
-from ckpt.memory.tracker import Tracker, ranges_of
+from ckpt.memory.tracker import Pages, Tracker, each_once, ranges_of
 from ckpt.memory.vmas import Status
 from ckpt.snapshot import Pass, Snapshot, open_proc
 
 _ENOUGH = 64  # pages: copying so few costs the freeze less than another pass would save
-_PASSES = 24
+_PASSES = 64
 _CHUNK = 1 << 20
+_SLICE = 1 << 14  # pages that are protected together: what we keep of each takes 1 KiB
 _WORTH_PACING = 8 << 20  # less is copied at once, lest the log grow as fast as it is copied
 
 
@@ -54,9 +57,8 @@ class Live:
         self.passes: list[Pass] = []
         self._pace = Pace(snapshot.files.options.max_rate)
         self._mappings = Mappings(snapshot)
-        self._pending: list[int] = []
-        self._hot: list[int] = []
-        self._ever: set[int] = set()
+        self._pending: Pages = array("Q")
+        self._logs: list[Pages] = []
         self._frozen_copy: list[tuple[list[tuple[int, int]], bytearray]] = []
         self._plan: list[_Span] = []
         self._found: list[tuple[_Span, list[Region]]] = []
@@ -84,8 +86,9 @@ class Live:
 
     def __exit__(self, *error: object) -> None:
         self._held.close()
-        if not any(error) and self._hot:
-            write_hot(self.snapshot.image.path, self.pid, self._hot)
+        if not any(error) and any(self._logs):
+            # What is written over and over comes first: what is in the last log.
+            write_hot(self.snapshot.image.path, self.pid, chain.from_iterable(self._logs[::-1]))
 
     # --- while it runs
 
@@ -123,26 +126,32 @@ class Live:
 
     def _converge(self) -> None:
         before = 0
+        most = self.snapshot.files.options.precopy or _PASSES
         while True:
-            log, lost = self._tracker.take()
-            self._ever.update(log)
-            self._hot = log + self._hot  # what is written over and over comes first
-            self._coverage.lose(lost)
-            new = self._coverage.look()
-            log, self._pending = [*self._pending, *log], []
-            count = len(log) + sum(end - start for start, end in new) // PAGE
-            stuck = before and count > before // 2 and len(self.passes) > 4
-            most = self.snapshot.files.options.precopy or _PASSES
-            if count <= _ENOUGH or stuck or len(self.passes) >= most:
-                self._copy([(start, end - start) for start, end in new])
-                self._pending = log
+            written, new = self._written()
+            count = len(written) + sum(end - start for start, end in new) // PAGE
+            if count <= _ENOUGH or len(self.passes) >= most:
+                self._copy(new)
+                self._pending = written
                 return
+            if before and count > before // 2:
+                self._tracker.hold_back(self.passes[-1].took_ns / self.passes[-1].pages)
             since, before = time.monotonic_ns(), count
-            written = intersect(ranges_of(log), self._coverage.seen)
-            self._tracker.protect(written)
-            dirty = union([*written, *new])
-            self._copy([(start, end - start) for start, end in dirty])
-            self._note(count, len(log), since)
+            self._copy(new)
+            for at in range(0, len(written), _SLICE):
+                dirty = intersect(ranges_of(written[at : at + _SLICE]), self._coverage.seen)
+                self._tracker.protect(dirty)
+                self._copy(dirty)
+            self._note(count, len(written), since)
+
+    def _written(self) -> tuple[Pages, list[Range]]:
+        """Return the pages to be copied again, and where there are new ones, protected by now."""
+        log, lost = self._tracker.take()
+        self._logs.append(log)
+        self._coverage.lose(lost)
+        new = self._coverage.look()
+        written, self._pending = each_once(self._pending + log), array("Q")
+        return written, new
 
     def _note(self, count: int, again: int, since: int) -> None:
         took = time.monotonic_ns() - since
@@ -150,20 +159,14 @@ class Live:
         log = self.snapshot.files.options.log
         log.line(INFO, f"pass {len(self.passes)}: {count} pages in {took / 1e6:.3f} ms")
 
-    def _copy(self, ranges: list[tuple[int, int]]) -> None:
-        paced = sum(length for _, length in ranges) > _WORTH_PACING
+    def _copy(self, ranges: list[Range]) -> None:
+        paced = sum(end - start for start, end in ranges) > _WORTH_PACING
         for pieces, size in _chunks(ranges):
             view = memoryview(bytearray(size))
             pages.read_into(self.pid, self._mem, pieces, view, running=True)
-            self._put(pieces, view)
+            self._spool.put(pieces, view)
             if paced:
                 self._pace.copied(size)
-
-    def _put(self, pieces: list[tuple[int, int]], view: memoryview) -> None:
-        at = 0
-        for start, length in pieces:
-            self._spool.put(start, view[at : at + length])
-            at += length
 
     # --- in the freeze
 
@@ -180,7 +183,7 @@ class Live:
         self._found = [(span, span.look(self._pagemap)) for span in self._plan]
         held = 0
         here = [(run.start, run.end) for _, runs in self._found for run in runs if not _guards(run)]
-        for pieces, size in _chunks([(a, b - a) for a, b in union([*self._last(log), *here])]):
+        for pieces, size in _chunks(union([*self._last(log), *here])):
             room = bytearray(size)
             pages.read_into(self.pid, self._mem, pieces, memoryview(room))
             self._frozen_copy.append((pieces, room))
@@ -190,13 +193,13 @@ class Live:
                 self._put_frozen()
                 held = 0
 
-    def _last(self, log: list[int]) -> list[Range]:
+    def _last(self, log: Pages) -> list[Range]:
         """Return the pages of the log that are to be copied in the freeze."""
-        written = {*self._pending, *log}
+        written = self._pending + log
         if self.snapshot.opened.any_direct():
             # Direct I/O writes to a page long after the fault that told of it.
-            written |= self._ever
-        wanted = intersect(ranges_of(written), self._coverage.seen)
+            written = sum(self._logs, written)
+        wanted = intersect(ranges_of(each_once(written)), self._coverage.seen)
         return intersect(wanted, [(entry.start, entry.end) for entry in self.snapshot.vmas])
 
     # --- when it runs again
@@ -226,7 +229,7 @@ class Live:
 
     def _put_frozen(self) -> None:
         for pieces, room in self._frozen_copy:
-            self._put(pieces, memoryview(room))
+            self._spool.put(pieces, memoryview(room))
         self._frozen_copy.clear()
 
     def _there(self) -> tuple[list[Range], list[pb.vma_entry]]:
@@ -280,19 +283,17 @@ def _alive(pid: int) -> Iterator[None]:
         ) from error
 
 
-def _chunks(ranges: list[tuple[int, int]]) -> "list[tuple[list[tuple[int, int]], int]]":
-    """Cut ranges (start, length) into lists of pieces, each of at most _CHUNK bytes in all."""
-    found: list[tuple[list[tuple[int, int]], int]] = []
+def _chunks(ranges: list[Range]) -> Iterator[tuple[list[tuple[int, int]], int]]:
+    """Cut ranges into lists of pieces (start, length), each of at most _CHUNK bytes in all."""
     pieces: list[tuple[int, int]] = []
     size = 0
-    for start, length in ranges:
-        while length:
-            take = min(length, _CHUNK - size)
+    for start, end in ranges:
+        while start < end:
+            take = min(end - start, _CHUNK - size)
             pieces.append((start, take))
-            start, length, size = start + take, length - take, size + take
+            start, size = start + take, size + take
             if size == _CHUNK:
-                found.append((pieces, size))
+                yield pieces, size
                 pieces, size = [], 0
     if pieces:
-        found.append((pieces, size))
-    return found
+        yield pieces, size

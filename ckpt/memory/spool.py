@@ -11,9 +11,10 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from ckpt.errors import ImageError
 from ckpt.image.pages import PAGE, PageWriter
 from ckpt.kernel.arch import NR
-from ckpt.kernel.ffi import check, syscall
+from ckpt.kernel.ffi import check, ffi, lib, syscall
 from ckpt.memory.layout import Range
 
 _Piece = tuple[int, int, int]
@@ -47,16 +48,29 @@ class Spool:
             os.close(self._extra_fd)
             self._extra_fd = -1
 
-    def put(self, start: int, data: memoryview) -> None:
-        """Keep pages, instead of what was kept for them before."""
-        at = 0
-        while at < len(data):
-            offset, length = self._place(start + at, len(data) - at)
-            if offset >= 0:
-                self._writer.pwrite(data[at : at + length], offset)
-            else:
-                self._put_extra(start + at, data[at : at + length])
-            at += length
+    def put(self, pieces: list[Range], data: memoryview) -> None:
+        """Keep pages, pieces (start, length) of them, instead of what was kept for them before."""
+        places: list[Range] = []
+        begun = at = 0
+        for start, length in pieces:
+            end = at + length
+            while at < end:
+                offset, some = self._place(start, end - at)
+                if offset < 0:
+                    self._write(data[begun:at], places)
+                    self._put_extra(start, data[at : at + some])
+                    begun, places = at + some, []
+                else:
+                    places.append((offset, some))
+                start, at = start + some, at + some
+        self._write(data[begun:at], places)
+
+    def _write(self, data: memoryview, places: list[Range]) -> None:
+        """Write pages to their places (offset, length), one behind the other in data."""
+        ranges = ffi.new("struct core_range[]", places)
+        ret = lib.core_pwrite_all(self._writer.fd, ranges, len(places), ffi.from_buffer(data))
+        if ret < 0:
+            raise ImageError(f"{self._writer.name}: {os.strerror(-ret)}")
 
     def _place(self, start: int, length: int) -> Range:
         """Return the offset for as much of a range as has its place together; -1 if none has."""

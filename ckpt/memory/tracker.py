@@ -17,15 +17,22 @@ import time
 from array import array
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import TypeAlias
 
 from ckpt.errors import CkptError, KernelError
+from ckpt.kernel.ffi import ffi, lib
 from ckpt.kernel.userfaultfd import Kind, Mode, Userfaultfd
 from ckpt.memory.layout import Range, subtract, union
 
 PAGE = 4096
+
+
+Pages: TypeAlias = "array[int]"
+"""Addresses of pages, eight bytes each: there may be millions."""
 _CHUNK = 64 << 20  # what one ioctl protects: it holds up who wants to map
 _SWITCH_INTERVAL = 0.0002
 _PATIENCE_S = 10.0
+_SLOWER = 2
 
 
 class Tracker:
@@ -37,6 +44,7 @@ class Tracker:
     def __init__(self, uffd: Userfaultfd, mappings: Iterable[Range]) -> None:
         self.registered = union(one for one in mappings if uffd.register(*one, Mode.WP))
         self.faults = 0
+        self._delay = 0.0
         self._uffd = uffd
         self._log: list[bytes] = []
         self._lost: list[Range] = []
@@ -54,6 +62,13 @@ class Tracker:
         sys.setswitchinterval(_SWITCH_INTERVAL)
         self._thread.start()
 
+    def hold_back(self, copying_ns: float) -> None:
+        """Hold up whoever writes: a fault is to take longer than copying a page, in ns.
+
+        Each further call makes it twice as long.
+        """
+        self._delay = max(2 * self._delay, _SLOWER * copying_ns / 1e9)
+
     def close(self) -> None:
         """Let go of everything and end; the process may run, or be gone.
 
@@ -62,6 +77,7 @@ class Tracker:
         """
         if self._wake < 0:
             return
+        self._delay = 0
         with suppress(KernelError):  # gone, or being changed: closing does it
             self._uffd.protect(_cut(self.registered), on=False)
         os.eventfd_write(self._wake, 1)
@@ -82,13 +98,15 @@ class Tracker:
         poll.register(self._wake, select.POLLIN)
         try:
             while not any(fd == self._wake for fd, _ in poll.poll(1 if self._unserved else None)):
-                self._take()
+                answered = self._take()
+                if self._delay:
+                    time.sleep(answered * self._delay)
         except BaseException as error:  # raised where the log is asked for
             self._error = error
             self._uffd.give_up()
 
-    def _take(self) -> bool:
-        """Answer and log what is there; False if nothing was and nothing is left unanswered.
+    def _take(self) -> int:
+        """Answer and log what is there; returns how much that was, and what is left unanswered.
 
         Under one lock: a page that can be written again must be in the log before take() looks,
         and the buffers that messages are read into are one pair for both threads.
@@ -105,7 +123,7 @@ class Tracker:
                     self._lost.append((event.to, event.to + event.end - event.start))
             if self._unserved:
                 self._again()
-            return bool(faults or events or self._unserved)
+            return len(faults) // 8 + len(events) + len(self._unserved)
 
     def _again(self) -> None:
         """Answer the faults that an event was in the way of: writes to them begin only now."""
@@ -143,18 +161,19 @@ class Tracker:
         if self._error:
             raise CkptError(f"tracking writes: {self._error}") from self._error
 
-    def take(self) -> tuple[list[int], list[Range]]:
-        """Return the pages written since the last call, in their order, and the ranges lost."""
+    def take(self) -> tuple[Pages, list[Range]]:
+        """Return the pages written since the last call, as they came, and the ranges lost."""
         self._check()
         with self._lock:
             log, self._log = array("Q", b"".join(self._log)), []
             lost, self._lost = self._lost, []
             self._gone += lost
         self.faults += len(log)
-        return list(dict.fromkeys(log)), lost
+        return log, lost
 
     def drain(self) -> None:
         """Read what is still queued; the process is stopped, so nothing is added meanwhile."""
+        self._delay = 0
         while self._take():
             pass
         self._check()
@@ -170,11 +189,20 @@ def _cut(ranges: Iterable[Range]) -> list[tuple[int, int]]:
     ]
 
 
-def ranges_of(pages: Iterable[int]) -> list[Range]:
-    """Return pages as sorted ranges, adjacent ones put together."""
+def each_once(pages: Pages) -> Pages:
+    """Return pages by rising address, each once."""
+    found = array("Q", pages)
+    with ffi.from_buffer("uint64_t[]", found) as numbers:
+        count = lib.core_sort(numbers, len(found))
+    del found[count:]
+    return found
+
+
+def ranges_of(pages: Pages) -> list[Range]:
+    """Return sorted pages as ranges, adjacent ones put together."""
     found: list[Range] = []
     start = end = 0
-    for page in sorted(set(pages)):
+    for page in pages:
         if page == end:
             end += PAGE
             continue

@@ -34,10 +34,11 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     left = []
     for child in psutil.Process().children(recursive=True):
-        if child.status() != psutil.STATUS_ZOMBIE:  # those are what a failed restore undid
-            left.append(f"{child.pid} ({child.name()}, {child.status()})")
-            child.send_signal(signal.SIGKILL)
-        child.wait()
+        with contextlib.suppress(psutil.NoSuchProcess):  # the child of one that we have just reaped
+            if child.status() != psutil.STATUS_ZOMBIE:  # those are what a failed restore undid
+                left.append(f"{child.pid} ({child.name()}, {child.status()})")
+                child.send_signal(signal.SIGKILL)
+            child.wait()
     new = {fd: to for fd, to in _descriptors().items() if before.get(fd) != to}
     assert not left, f"processes left behind: {', '.join(left)}"
     assert not new, f"descriptors left behind: {new}"

@@ -93,7 +93,7 @@ int64_t core_uffd_protect(int32_t fd, const struct core_range *ranges, size_t n,
 int64_t core_clone_paused(uint64_t flags, const int32_t *set_tid, size_t n,
 			  const int32_t lifeline[2]);
 
-/* ---- what a freeze asks of many things at once ---- */
+/* ---- what is done to many things at once ---- */
 
 /*
  * Read whole files from their begin, one behind the other, into buf. ends[i] says where the i-th
@@ -107,6 +107,12 @@ int64_t core_read_all(const int32_t *fds, size_t n, void *buf, size_t size, int6
  */
 int64_t core_same_files(int32_t pid, const int32_t *theirs, const int32_t *ours, size_t n,
 			uint8_t *same);
+
+/* Sort numbers and leave each but once. Returns how many are left. */
+int64_t core_sort(uint64_t *numbers, size_t n);
+
+/* Write ranges of a file, which lie one behind the other in buf; all of them, or -errno. */
+int64_t core_pwrite_all(int32_t fd, const struct core_range *ranges, size_t n, const void *buf);
 
 /*
  * Read n socket options, given as level and number; of each its length or -errno and 16 bytes go

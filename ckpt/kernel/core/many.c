@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a freeze asks of many things: from Python, one by one, the asking would take the longest. */
+/* What is done to many things at once: from Python, one by one, that would take the longest. */
 #include "core.h"
 
 #include <errno.h>
 #include <linux/kcmp.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -40,6 +41,25 @@ int64_t core_read_all(const int32_t *fds, size_t n, void *buf, size_t size, int6
 	return n;
 }
 
+int64_t core_pwrite_all(int32_t fd, const struct core_range *ranges, size_t n, const void *buf)
+{
+	const char *from = buf;
+
+	for (size_t i = 0; i < n; i++) {
+		uint64_t at = ranges[i].start, end = at + ranges[i].len;
+
+		while (at < end) {
+			ssize_t done = pwrite(fd, from, end - at, at);
+
+			if (done < 0)
+				return -errno;
+			at += done;
+			from += done;
+		}
+	}
+	return 0;
+}
+
 int64_t core_same_files(int32_t pid, const int32_t *theirs, const int32_t *ours, size_t n,
 			uint8_t *same)
 {
@@ -51,6 +71,24 @@ int64_t core_same_files(int32_t pid, const int32_t *theirs, const int32_t *ours,
 		others += !same[i];
 	}
 	return others;
+}
+
+static int compare(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+int64_t core_sort(uint64_t *numbers, size_t n)
+{
+	size_t left = 0;
+
+	qsort(numbers, n, sizeof(*numbers), compare);
+	for (size_t i = 0; i < n; i++)
+		if (!left || numbers[i] != numbers[left - 1])
+			numbers[left++] = numbers[i];
+	return left;
 }
 
 enum { VALUE = 4 };	/* words of an option's value */
