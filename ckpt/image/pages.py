@@ -27,6 +27,7 @@ PE_PRESENT = 4
 
 _KNOWN = PE_PARENT | PE_LAZY | PE_PRESENT
 _END = 1 << 64
+_LONGEST_RUN = 1 << 18
 
 
 class PageRun(NamedTuple):
@@ -150,11 +151,18 @@ class PageWriter:
             raise ImageError(f"{self.name}: {found} bytes were written, expected {self.size}")
         with self._image.writer(self._kind, self._id) as writer:
             writer.append(pb.pagemap_head(pages_id=self._pages_id))
-            for vaddr, nr_pages, flags in self._runs:
+            for vaddr, nr_pages, flags in _cut(self._runs):
                 # Real CRIU wants the old 32-bit count to be there, and reads the new one.
                 writer.append(
                     pb.pagemap_entry(vaddr=vaddr, compat_nr_pages=0, flags=flags, nr_pages=nr_pages)
                 )
+
+
+def _cut(runs: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Yield runs of 1 GiB at most: criu lazy-pages loses its place in one of 4 GiB."""
+    for vaddr, nr_pages, flags in runs:
+        for first in range(0, nr_pages, _LONGEST_RUN):
+            yield vaddr + first * PAGE, min(nr_pages - first, _LONGEST_RUN), flags
 
 
 class PageReader:
