@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 from ckpt import namespaces
 from ckpt.engine import Engine, engine
-from ckpt.errors import TargetDied
+from ckpt.errors import TargetDied, Unsupported
 from ckpt.files.opened import OpenFiles
 from ckpt.freeze import Frozen
 from ckpt.guard import Guard
@@ -140,6 +140,8 @@ def put_core(snapshot: Snapshot, questions: Questions) -> None:
     snapshot.status = procfs.parse_status(questions.status)
     snapshot.mm = questions.of_mm()
     for tid, (raw, sigmask) in snapshot.registers.items():
+        if questions.has_seccomp(tid):
+            raise Unsupported(f"thread {tid} of pid {pid} has just got a seccomp filter")
         record, clear_tid = questions.of_thread(tid)
         core = pb.core_entry(mtype=regs.MACHINE, thread_core=record)
         regs.dump(raw, clear_tid, core)

@@ -16,7 +16,7 @@ from ckpt.errors import NoSuchTask, TargetDied
 from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import Regs
-from ckpt.kernel.ptrace import EVENT_STOP, WALL, Options, Tracee
+from ckpt.kernel.ptrace import EVENT_STOP, WALL, Options, Tracee, await_any
 from ckpt.task.restart import Sleep, Wait, resumption, sleeps
 
 _GROUP_STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
@@ -119,27 +119,39 @@ class Frozen:
             for tracee in fresh:
                 with suppress(NoSuchTask):
                     tracee.interrupt()
-            for tracee in fresh:
-                self._await(tracee)
+            self._await_all(fresh)
             fresh = self._seize(procfs.threads(self.pid))
         if not self.threads or self.leader.tid != self.pid:
             raise NoSuchTask(f"pid {self.pid}: it ended, or its first thread did")
 
-    def _await(self, tracee: Tracee) -> None:
-        """Wait for the stop we asked for; signals that come first are delivered."""
+    def _await_all(self, fresh: list[Tracee]) -> None:
+        """Wait for the stops we asked for, as they come.
+
+        In no order: a thread that executes a program waits until we have taken note of the end of
+        all the others (de_thread in fs/exec.c).
+        """
+        while left := [tracee for tracee in fresh if not self._has_stopped(tracee)]:
+            if len(left) == len(fresh):
+                await_any()
+            fresh = left
+
+    def _has_stopped(self, tracee: Tracee) -> bool:
+        """Say whether a thread has stopped, or is no more; signals that come first it gets."""
         try:
-            stop = tracee.wait()
-            while stop.event != EVENT_STOP:
+            stop = tracee.poll()
+            if stop and stop.event != EVENT_STOP:
                 tracee.cont(0 if stop.event else stop.signo)
-                stop = tracee.wait()
         except (TargetDied, NoSuchTask):
             del self._seized[tracee.tid]
-            return
+            return True
+        if not stop or stop.event != EVENT_STOP:
+            return False
         group_stop = stop.signo if stop.signo in _GROUP_STOPS else 0
         sleep, now = self._sleeps.get(tracee.tid), self._since
         earlier = self._earlier.get(tracee.tid)
         self.threads.append(FrozenThread(tracee, group_stop, sleep, now, earlier))
         self.threads.sort(key=lambda thread: thread.tid != self.pid)
+        return True
 
     def _hurry(self) -> None:
         """Come before all ordinary tasks: while we wait for a CPU, the process stands still."""

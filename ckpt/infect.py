@@ -14,7 +14,7 @@ from struct import Struct
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from ckpt.errors import KernelError
+from ckpt.errors import KernelError, TargetDied, Unsupported
 from ckpt.freeze import Frozen, FrozenThread
 from ckpt.guard import Guard
 from ckpt.image import pb
@@ -72,12 +72,11 @@ class Questions:
         status = procfs.status(pid)
         self._timers = procfs.timers(pid)
         tids = procfs.threads(pid)
-        mappings = maps.maps(pid)
-        self._gadget = _gadget(pid, mappings)
+        self._program = _Program(pid)
+        self._gadget = self._program.gadget
         threads = (len(tids) + _SPARE_THREADS) * _THREAD_ROOM
         size = 4096 + _LEADER_ROOM + 2 * _TIMER_ROOM * len(self._timers) + threads
-        busy = [(entry.start, entry.end) for entry in mappings]
-        self._base = hole(size, busy)
+        self._base = hole(size, self._program.busy)
         self._segment = Segment(
             size, self._base, pid=pid, uid=status.uids[1], gid=status.gids[1], lasting=True
         )
@@ -118,13 +117,16 @@ class Questions:
     def look_ahead(self, glance: Glance) -> None:
         """Open what will be read in the freeze."""
         glance.add(*(f"/proc/{self.pid}/{name}" for name in (*process.NAMES, "auxv", "timers")))
-        glance.add(*(f"/proc/{tid}/status" for tid in self._threads))
+        glance.add(f"/proc/{self.pid}/maps", *(f"/proc/{tid}/status" for tid in self._threads))
+        glance.add(*(f"/proc/{self.pid}/task/{tid}/children" for tid in self._threads))
 
     def ask(self, frozen: Frozen, seen: Seen) -> None:
         """Have all threads of the frozen process answer; they are as they were when it returns.
 
         seen is what a glance has told of it since it stands still.
         """
+        self._program.check(seen.read(self.pid, "maps"))
+        self._check_alone(frozen, seen)
         timers = procfs.parse_timers(seen.read(self.pid, "timers"))
         if timers != self._timers:
             self._build_leader(timers)
@@ -151,6 +153,15 @@ class Questions:
         if failed:
             raise failed[0]
 
+    def _check_alone(self, frozen: Frozen, seen: Seen) -> None:
+        """Refuse children that came since we looked for them. Raises Unsupported."""
+        for one in frozen.threads:
+            if born := seen.read(self.pid, f"task/{one.tid}/children"):
+                raise Unsupported(
+                    f"pid {self.pid} has children ({born.decode().strip()}): not supported yet",
+                    hint="it has just made them: dump it when it has none",
+                )
+
     def take(self, frozen: Frozen, seen: Seen) -> None:
         """Take what the answers are to be put together with, while the process is stopped."""
         self._process = process.take(frozen.leader.tracee, frozen.leader.stop_signal, seen.read)
@@ -167,6 +178,11 @@ class Questions:
     def status(self) -> bytes:
         """The first thread's /proc/PID/status."""
         return self._taken[self.pid].status
+
+    def has_seccomp(self, tid: int) -> bool:
+        """Say whether a thread's system calls are filtered."""
+        status = self._taken[tid].status
+        return b"\nSeccomp:" in status and b"\nSeccomp:\t0\n" not in status
 
     def of_process(self) -> pb.task_core_entry:
         """Return the record of what all threads share; the process may run again."""
@@ -185,6 +201,32 @@ class Questions:
         status = seen.read(one.tid, "status")
         signo = quiet_signal(*procfs.signal_sets(status))
         return Remote(one.tracee, self.pid, self._of_thread(one.tid).slot, signo=signo)
+
+
+class _Program:
+    """What a process executed when we looked: where its code makes system calls for us.
+
+    When it is stopped it may have executed another.
+    """
+
+    def __init__(self, pid: int) -> None:
+        text = procfs.read(pid, "maps")
+        mappings = maps.parse_maps(text)
+        self._pid = pid
+        self.busy = [(entry.start, entry.end) for entry in mappings]
+        self.gadget = _gadget(pid, mappings)
+        lines = zip(self.busy, text.splitlines(keepends=True), strict=True)
+        places = self.gadget.address, self.gadget.hold
+        self._code = [
+            line for (start, end), line in lines if any(start <= at < end for at in places)
+        ]
+
+    def check(self, text: bytes) -> None:
+        """Raise TargetDied if the mappings that it has now are not that program's."""
+        if not all(line in text for line in self._code):
+            raise TargetDied(
+                f"pid {self._pid} ended, or executed another program, while we looked at it"
+            )
 
 
 def _gadget(pid: int, mappings: list[maps.MapsEntry]) -> Gadget:
@@ -208,13 +250,13 @@ class Errand:
 
     def __init__(self, pid: int, guard: Guard | None, room: int = 0) -> None:
         self.pid, self._guard = pid, guard
-        mappings = maps.maps(pid)
-        self.gadget = _gadget(pid, mappings)
+        self._program = _Program(pid)
+        self.gadget = self._program.gadget
         if not guard:
             self.gadget = self.gadget._replace(hold=0)
         status = procfs.status(pid)
         size = 4096 + _LEADER_ROOM + room
-        base = hole(size, [(entry.start, entry.end) for entry in mappings])
+        base = hole(size, self._program.busy)
         self.segment = Segment(
             size, base, pid=pid, uid=status.uids[1], gid=status.gids[1], lasting=bool(guard)
         )
@@ -231,6 +273,7 @@ class Errand:
     @contextmanager
     def lent(self, frozen: Frozen) -> Iterator[Remote]:
         """Lend the thread, to be infected; when the block ends it is as it was."""
+        self._program.check(procfs.read(self.pid, "maps"))
         one, status = frozen.leader, procfs.read(self.pid, "status")
         signo = quiet_signal(*procfs.signal_sets(status))
         remote = Remote(one.tracee, self.pid, self.slot, signo=signo)

@@ -46,8 +46,8 @@ class Mappings:
             self._text = b""
 
     def _record(self, mapping: SmapsEntry) -> pb.vma_entry:
-        """Return the record of a mapping; a file that is saved with its content has to wait."""
-        if not _has_content(mapping):
+        """Return the record of a mapping; a file that may still change has to wait."""
+        if not _may_change(mapping):
             return vmas.dump(mapping, partial(mapped_file, self._snapshot))
         entry = vmas.dump(mapping, lambda mapping, flags: 0)
         self._unsaved.append((mapping, entry))
@@ -71,10 +71,9 @@ class Mappings:
         return same
 
 
-def _has_content(mapping: SmapsEntry) -> bool:
-    """Say whether the file behind a mapping is saved, too: memory, or one without a name."""
-    deleted = mapping.shared and mapping.path.endswith(" (deleted)")
-    return deleted or vmas.is_memory_file(mapping)
+def _may_change(mapping: SmapsEntry) -> bool:
+    """Say whether the file behind a mapping may change before the freeze, its size at least."""
+    return bool(mapping.shared and mapping.inode) or vmas.is_memory_file(mapping)
 
 
 def _plain(mapping: SmapsEntry) -> MapsEntry:

@@ -2,12 +2,14 @@
 """Refuse a target that cannot be dumped, by name and reason, while it still runs untouched."""
 
 import os
+from contextlib import suppress
 
 from ckpt import namespaces
 from ckpt.errors import KernelError, NoSuchTask, NotPermitted, OptionsError, Unsupported
 from ckpt.files import external
 from ckpt.files.opened import OpenFiles
 from ckpt.kernel import features, maps, procfs
+from ckpt.kernel.kcmp import Kcmp, kcmp
 from ckpt.kernel.maps import SmapsEntry
 from ckpt.kernel.nsfs import entered
 from ckpt.kernel.procfs import Stat, Status
@@ -19,6 +21,7 @@ from ckpt.options import DumpOptions
 _PF_KTHREAD = 0x0020_0000
 _PIDS = 1 << 22  # the kernel's PID_MAX_LIMIT
 _ELF64 = b"\x7fELF\x02"
+_SHARED = ((Kcmp.FILES, "table of descriptors"), (Kcmp.FS, "working directory"))
 _SYS_PTRACE, _SYS_ADMIN = 1 << 19, 1 << 21
 
 
@@ -129,6 +132,7 @@ def _check_alone(pid: int, status: Status) -> None:
         )
     if status.seccomp:
         raise Unsupported(f"pid {pid} has a seccomp filter: not supported yet")
+    _check_threads(pid)
     ours, its = procfs.namespaces("self"), procfs.namespaces(pid)
     own = {kind.name for kind in namespaces.KINDS}
     for kind in its:
@@ -137,6 +141,22 @@ def _check_alone(pid: int, status: Status) -> None:
                 f"pid {pid} is in another {kind} namespace: not supported yet",
                 hint=f"run ckpt inside it: nsenter --target {pid} --{kind}",
             )
+
+
+def _check_threads(pid: int) -> None:
+    """Refuse what a thread may have of its own, and records have of the process."""
+    its = procfs.namespaces(pid)
+    for tid in procfs.threads(pid):
+        with suppress(NoSuchTask):  # a thread may end at any time
+            own = [kind for kind, ino in procfs.namespaces(tid).items() if ino != its.get(kind)]
+            if procfs.status(tid).seccomp:
+                own.append("seccomp filter")
+            own += [word for kind, word in _SHARED if kcmp(kind, pid, tid)]
+            if own and tid != pid:
+                raise Unsupported(
+                    f"thread {tid} of pid {pid} has its own {own[0]}: not supported",
+                    hint="all threads have to share their namespaces, descriptors and directories",
+                )
 
 
 def _check_session(pid: int, stat: Stat, options: DumpOptions) -> None:

@@ -105,7 +105,17 @@ class Tracee:
 
         Raises TargetDied when the thread ended instead.
         """
-        _, status = os.waitpid(self.tid, WALL)
+        return self._stop(os.waitpid(self.tid, WALL)[1])
+
+    def poll(self) -> Stop | None:
+        """Return the next stop if it has come; raises as wait does."""
+        try:
+            found, status = os.waitpid(self.tid, WALL | os.WNOHANG)
+        except ChildProcessError as error:  # another thread has executed a program
+            raise NoSuchTask(f"the thread {self.tid} is gone") from error
+        return self._stop(status) if found else None
+
+    def _stop(self, status: int) -> Stop:
         if not os.WIFSTOPPED(status):
             raise TargetDied(f"pid {self.tid} ended while it was traced ({_ending(status)})")
         self.stopped = True
@@ -215,6 +225,15 @@ class Tracee:
         self._do(_GET_RSEQ, "PTRACE_GET_RSEQ_CONFIGURATION", 24, _address(config))
         pointer = config[0] | config[1] << 32
         return Rseq(pointer, config[2], config[3], config[4]) if pointer else None
+
+
+def await_any() -> None:
+    """Wait until something happens to a tracee of ours, and leave it to be found by poll().
+
+    Where a child of ours has ended and nobody has waited for it, this does not wait; the caller
+    looks again and again then.
+    """
+    os.waitid(os.P_ALL, 0, os.WEXITED | os.WSTOPPED | os.WNOWAIT | WALL)
 
 
 def _address(cdata: object) -> int:

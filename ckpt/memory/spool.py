@@ -18,7 +18,7 @@ from ckpt.kernel.ffi import check, ffi, lib, syscall
 from ckpt.memory.layout import Range
 
 _Piece = tuple[int, int, int]
-_EDITS = 256
+_EDIT = 16 << 20  # opening or closing a gap takes about as long as copying so many bytes
 _AT_ONCE = 1 << 20
 _COLLAPSE, _INSERT = 8, 0x20  # FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE
 
@@ -99,7 +99,7 @@ class Spool:
         """
         pieces = list(self._pieces(wanted))
         edits = _edits(pieces, self._writer.fd, self.size)
-        if len(edits) > _EDITS or not self._edit(edits):
+        if len(edits) * _EDIT > self.size or not self._edit(edits):
             self._writer.rewrite(pieces)
 
     def _edit(self, edits: "list[_Edit]") -> bool:

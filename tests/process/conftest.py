@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tests of real processes share: a place for images and targets, and nothing left behind."""
 
+import contextlib
 import os
 import shutil
 import signal

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 from programs import Program
 
@@ -319,6 +320,17 @@ class Tool:
             yield fd
         finally:
             os.close(fd)
+
+
+def pagers() -> list[int]:
+    """The pagers of lazy restores that have not left yet."""
+    children = psutil.Process().children(recursive=True)
+    found = []
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name().startswith("lazy-") and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child.pid)
+    return found
 
 
 def _tail(log: Path) -> str:

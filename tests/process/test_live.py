@@ -90,7 +90,6 @@ def test_live(mutating: Program, place: Path, images: Path) -> None:
         dump_and_restore(target, images, "live", TIMES)
 
 
-@pytest.mark.xfail(reason="what is mapped is looked at before the freeze, not in it", strict=False)
 @pytest.mark.parametrize("mutating", BESIDES, ids=lambda one: one.name)
 def test_live_beside_memory(mutating: Program, place: Path) -> None:
     """The size of a memfd and the content of a deleted file are of the same instant."""
@@ -110,7 +109,6 @@ def dumped_or(error: type[CkptError], words: str, target: Target, images: Path) 
     return True
 
 
-@pytest.mark.xfail(reason="a child that is born after the first look is left out", strict=False)
 def test_live_with_children(place: Path) -> None:
     """They come and go while it is dumped; what they do with its memory is as it was."""
     places = [place / str(number) for number in range(TIMES)]
@@ -131,7 +129,6 @@ def test_stop(mutating: Program, place: Path) -> None:
         dump_and_restore(target, place, "stop", 1)
 
 
-@pytest.mark.xfail(reason="a child that is born after the first look is left out", strict=False)
 @pytest.mark.parametrize("engine", ["live", "fork", "stop"])
 def test_child_born_late(engine: str, place: Path) -> None:
     """The first look finds none. The directory is made after it, and so is a child, to stay."""
@@ -154,7 +151,6 @@ threading.Thread(target=late, daemon=True).start()
     said(outcome, Unsupported, "has children")
 
 
-@pytest.mark.xfail(reason="an exec shortly before the freeze can hang the dump", run=False)
 def test_live_with_execs(place: Path) -> None:
     """A dump of a program that is no more says so; sooner or later there is time for one."""
     images = place / "images"
@@ -166,7 +162,6 @@ def test_live_with_execs(place: Path) -> None:
         target.judge("the copy", images)
 
 
-@pytest.mark.xfail(reason="what is mapped is looked at before the freeze, not in it", strict=False)
 def test_live_with_a_file_that_grows(place: Path) -> None:
     """It is mapped, and as large as the image says when the dump has killed who has it grow."""
     source = f"""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from programs import PROGRAMS, Program
-from target import Ckpt, Criu, Target, Tool
+from target import Ckpt, Criu, Target, Tool, pagers, wait_until
 
 pytestmark = pytest.mark.process
 
@@ -72,6 +72,7 @@ def test_program(program: Program, way: Way, place: Path) -> None:
             target.judge("the target itself, running on", images)
         restorer.restore(target, images, *(["--lazy-pages"] if way.lazy else []))
         target.judge("the restored copy", images)
+    wait_until(lambda: not pagers(), "end of the pager, which keeps something in the image")
 
 
 @pytest.mark.parametrize("program", [p for p in PROGRAMS if p.refused], ids=lambda p: p.name)
