@@ -82,7 +82,7 @@ class Lazy:
         self._todo: list[Part] = []
         self._windows: list[Part] = []
         self._objects: list[SharedObject] = []
-        self._pidfd = pidfd_open(pid)
+        self._pidfd: int
 
     def start(
         self,
@@ -106,6 +106,7 @@ class Lazy:
         self.pages = sum(part.end - part.start for part in todo) >> 12
         self._readers = {0: reader} | {one.number: one.reader for one in self._objects}
         self._number, self._journal, self._begun = uffd.fd, Journal(), time.monotonic_ns()
+        self._pidfd = pidfd_open(self._pid)
         self._fork()
         os.close(self._pidfd)
         uffd.close()
@@ -131,13 +132,11 @@ class Lazy:
         """Return when the process may run: the pager serves, and has what it will touch first."""
         if self._ready < 0:
             return
-        served = os.read(self._ready, 1)
-        self.close()
-        if not served:
+        if not os.read(self._ready, 1):
             raise CkptError("the pager has died")
 
     def close(self) -> None:
-        """Let go of the pager; it goes on."""
+        """Let go of the pager: it may fill in the rest now, which costs a CPU and the mmap lock."""
         if self._ready >= 0:
             os.close(self._ready)
             self._ready = -1
@@ -202,7 +201,7 @@ class Lazy:
         pager.prefetch(_BEFOREHAND)
         with suppress(BrokenPipeError):  # the restore has been told before
             os.write(ready, b"!")
-        if not pager.run(holder):
+        if not pager.run(holder, ready):
             return False
         pager.tell()
         self._keep(late)

@@ -45,6 +45,7 @@ _CLONE_PARENT = 0x8000
 _CLONE_THREAD = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000  # VM FS FILES SIGHAND ... SYSVSEM
 _LEADER_ROOM, _ROOM_EACH, _THREAD_ROOM = 1 << 20, 1 << 10, 16 << 10
 _SECOND_ROOM = 1 << 20
+_AT_ONCE = 64 << 10
 
 
 class Task:
@@ -261,10 +262,17 @@ class Task:
         """Return the runs to be filled in at once; put the others aside for the pager."""
         if not self.options.lazy_pages or not can_be_late(entry):
             return runs
-        late = [run for run in runs if run.flags & PE_LAZY]
+        # What we and it touch first is there at once: the pager is only starting meanwhile.
+        first = [(at & -_AT_ONCE, (at & -_AT_ONCE) + _AT_ONCE) for at in self.saved.first_touched()]
+        now, late = [], []
+        for run in runs:
+            whole = [(run.vaddr, run.end)]
+            at_once = layout.intersect(whole, first) if run.flags & PE_LAZY else whole
+            now += [run.part(*one) for one in at_once]
+            late += [run.part(*one) for one in layout.subtract(whole, at_once)]
         if late:
             self._late.append((entry, late))
-        return [run for run in runs if not run.flags & PE_LAZY]
+        return now
 
     def _fill(self, runs: list[PageRun], reader: PageReader) -> None:
         if sum(run.nr_pages for run in runs) * PAGE >= WORTH_TWO and (os.cpu_count() or 1) > 1:

@@ -106,20 +106,33 @@ class Pager:
             self._attend()
             self._advance()
 
-    def run(self, holder: int = -1) -> bool:
+    def run(self, holder: int = -1, gate: int = -1) -> bool:
         """Serve until all is filled, or all the processes are gone.
 
-        Returns False if the process of a pidfd, holder, has ended before that.
+        Only faults until nobody has the other end of the pipe gate any more. Returns False if the
+        process of a pidfd, holder, has ended before the end.
         """
         if holder >= 0:
             self._poll.register(holder, select.POLLIN)
+        if gate >= 0:
+            self._poll.register(gate, 0)
         while self.late.spaces:
             ready = self._attend()
             if holder in ready:
                 return False
-            if not ready and not any(space.waiting for space in self.late.spaces.values()):
-                self._advance()
+            if gate in ready:
+                self._poll.unregister(gate)
+                gate = -1
+            elif not ready and not any(space.waiting for space in self.late.spaces.values()):
+                self._go_on(gate)
         return True
+
+    def _go_on(self, gate: int) -> None:
+        """Fill the next piece, if it is time; else wait until something happens."""
+        if gate < 0:
+            self._advance()
+        else:
+            self._poll.poll()
 
     def resume(self) -> None:
         """See to what a pager that died has left undone."""
