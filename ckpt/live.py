@@ -41,7 +41,8 @@ from ckpt.snapshot import Pass, Snapshot, open_proc
 
 _ENOUGH = 64  # pages: copying so few costs the freeze less than another pass would save
 _PASSES = 64
-_CHUNK = 1 << 20
+_CHUNK = 256 << 10  # stays in the CPU's cache
+_PART = 16 << 20
 _SLICE = 1 << 14  # pages that are protected together: what we keep of each takes 1 KiB
 _WORTH_PACING = 8 << 20  # less is copied at once, lest the log grow as fast as it is copied
 
@@ -58,6 +59,7 @@ class Live:
         self._pace = Pace(snapshot.files.options.max_rate)
         self._mappings = Mappings(snapshot)
         self._pending: Pages = array("Q")
+        self._view = memoryview(bytearray(_CHUNK))
         self._logs: list[Pages] = []
         self._frozen_copy: list[tuple[list[tuple[int, int]], bytearray]] = []
         self._plan: list[_Span] = []
@@ -112,17 +114,21 @@ class Live:
         self._plan = _spans(self._mappings.vmas, self._coverage.seen)
 
     def _copy_all(self) -> None:
+        """Copy all once, each part just after it is protected: a fault before that is in vain."""
         since = time.monotonic_ns()
-        first = self._coverage.look()
+        first = self._coverage.there()
         image = self.snapshot.image
         self._writer = PageWriter(image, "pagemap", self.pid, self.snapshot.pages_id())
         self._held.callback(self._writer.abandon)
         self._spool = Spool(self._writer, image.fd, first)
         self._held.callback(self._spool.close)
-        runs = [Region(start, end, Page(0)) for start, end in first]
-        log = self.snapshot.files.options.log
-        pages.copy(self.pid, self._mem, runs, self._writer, log, pace=self._pace)
-        self._note(self._spool.size // PAGE, 0, since)
+        log, copied = self.snapshot.files.options.log, 0
+        for part in _parts(first, _PART):
+            here = self._coverage.look(part)
+            self._copy(here)
+            copied += sum(end - start for start, end in here)
+            log.copied(copied, self._spool.size)
+        self._note(copied // PAGE, 0, since)
 
     def _converge(self) -> None:
         before = 0
@@ -162,7 +168,7 @@ class Live:
     def _copy(self, ranges: list[Range]) -> None:
         paced = sum(end - start for start, end in ranges) > _WORTH_PACING
         for pieces, size in _chunks(ranges):
-            view = memoryview(bytearray(size))
+            view = self._view[:size]
             pages.read_into(self.pid, self._mem, pieces, view, running=True)
             self._spool.put(pieces, view)
             if paced:
@@ -283,16 +289,22 @@ def _alive(pid: int) -> Iterator[None]:
         ) from error
 
 
-def _chunks(ranges: list[Range]) -> Iterator[tuple[list[tuple[int, int]], int]]:
-    """Cut ranges into lists of pieces (start, length), each of at most _CHUNK bytes in all."""
+def _parts(ranges: list[Range], most: int) -> Iterator[list[Range]]:
+    """Cut ranges into lists of as many as have most bytes in all; a longer one is cut, too."""
+    for pieces, _ in _chunks(ranges, most):
+        yield [(start, start + length) for start, length in pieces]
+
+
+def _chunks(ranges: list[Range], most: int = _CHUNK) -> Iterator[tuple[list[tuple[int, int]], int]]:
+    """Cut ranges into lists of pieces (start, length), each of at most so many bytes in all."""
     pieces: list[tuple[int, int]] = []
     size = 0
     for start, end in ranges:
         while start < end:
-            take = min(end - start, _CHUNK - size)
+            take = min(end - start, most - size)
             pieces.append((start, take))
             start, size = start + take, size + take
-            if size == _CHUNK:
+            if size == most:
                 yield pieces, size
                 pieces, size = [], 0
     if pieces:

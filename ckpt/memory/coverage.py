@@ -34,14 +34,23 @@ class Coverage:
         self._lost = union([*self._lost, *ranges])
         self.seen = subtract(self.seen, self._lost)
 
-    def look(self) -> list[Range]:
+    def there(self) -> list[Range]:
+        """Return where there are pages; nothing is protected by it."""
+        found = self._scan(self._tracker.registered, _HERE)
+        return union((run.start, run.end) for run in found)
+
+    def look(self, within: Iterable[Range] | None = None) -> list[Range]:
         """Protect the blocks that have come to have pages, and return where those are.
+
+        With within, only blocks that have a part in these ranges.
 
         Looked at twice: protection makes what is not there look like swapped out, and before it
         pages may come that nobody logs. Guard pages come and go without a word (madvise(2)): where
         there are any, nothing is seen.
         """
         unseen = subtract(self._tracker.registered, [*self.seen, *self._lost])
+        if within is not None:
+            unseen = intersect(unseen, union((a & -_BLOCK, -(-b & -_BLOCK)) for a, b in within))
         found = self._scan(unseen, _HERE | Page.GUARD)
         guarded = _blocks(run for run in found if run.categories & Page.GUARD)
         here = [run for run in found if not run.categories & Page.GUARD]

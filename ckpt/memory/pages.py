@@ -19,7 +19,6 @@ from ckpt.kernel.ffi import ffi, lib, syscall
 from ckpt.kernel.pagemap import Page, Region, scan
 from ckpt.kernel.remote import Batch, Call
 from ckpt.log import Log
-from ckpt.memory.pace import Pace
 from ckpt.memory.vmas import (
     MADV_WIPEONFORK,
     MAP_HUGETLB,
@@ -93,18 +92,15 @@ def copy(
     writer: PageWriter,
     log: Log,
     *,
-    pace: Pace | None = None,
     write_back: bool = True,
 ) -> None:
     """Write the pages of all runs to the file, from its begin; mem is the open /proc/PID/mem.
 
-    With a pace the process is running: pages may go away; they are written as zeros then, and who
-    asked has to know that they are gone. With write_back the disk begins at once: the file is safe
-    sooner, but the copy takes longer. Two threads where it is worth one: a file takes one write
-    at a time, and the other reads. Not beside a process that is running: it needs the CPU more.
+    With write_back the disk begins at once: the file is safe sooner, but the copy takes longer.
+    Two threads where it is worth one: a file takes one write at a time, and the other reads.
     """
-    job = _Copy(pid, mem, runs, writer, log, pace=pace, write_back=write_back)
-    if pace or sum(run.end - run.start for run in runs) < _WORTH_A_THREAD:
+    job = _Copy(pid, mem, runs, writer, log, write_back=write_back)
+    if sum(run.end - run.start for run in runs) < _WORTH_A_THREAD:
         job.work()
     else:
         from threading import Thread
@@ -128,11 +124,10 @@ class _Copy:
         writer: PageWriter,
         log: Log,
         *,
-        pace: Pace | None,
         write_back: bool,
     ) -> None:
         self._pid, self._mem, self._writer = pid, mem, writer
-        self._pace, self._write_back = pace, write_back
+        self._write_back = write_back
         self._pieces = filled(runs)
         self._log, self._taken, self._size = log, 0, sum(run.end - run.start for run in runs)
         self._next = allocate_lock()
@@ -144,11 +139,8 @@ class _Copy:
             view = memoryview(bytearray(BUFFER))
             while not self.error and (taken := self._take()):
                 pieces, offset, size = taken
-                running = self._pace is not None
-                read_into(self._pid, self._mem, pieces, view[:size], running=running)
+                read_into(self._pid, self._mem, pieces, view[:size])
                 self._writer.pwrite(view[:size], offset)
-                if self._pace:
-                    self._pace.copied(size)
                 if self._write_back:
                     self._begin_write_back(offset + size, size)
         except BaseException as error:  # raised anew by copy(), in the thread that called it
