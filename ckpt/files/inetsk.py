@@ -6,6 +6,7 @@ by TCP_INFO. sock_diag(7) is asked for the shut-down halves of UDP. Datagrams in
 saved, as CRIU does: UDP may lose any. Options: ip(7), ipv6(7), tcp(7).
 """
 
+import _socket
 import errno
 import os
 import socket
@@ -47,7 +48,7 @@ _IP_FLAGS = {
 _TCP_FLAGS = {"nodelay": 1, "cork": 3}
 _TCP_NUMBERS = {"keepcnt": 6, "keepidle": 4, "keepintvl": 5}
 _TCP_STATE = [(socket.IPPROTO_TCP, n) for n in (*_TCP_FLAGS.values(), *_TCP_NUMBERS.values())]
-_STATE = {
+_STATE: dict[int, State] = {
     socket.AF_INET: State((0, _IP_TOS), (0, _IP_TTL), (0, 15), (0, 8), *_TCP_STATE),
     socket.AF_INET6: State((41, _IPV6_V6ONLY), (41, _IPV6_TCLASS), (41, 78), (41, 49), *_TCP_STATE),
 }
@@ -80,15 +81,16 @@ class InetSk(FileKind):
     @classmethod
     def state(cls, file: OpenFile) -> Hashable | None:
         """Where it is, and options; a connection has to stand still."""
-        with borrowed(file.fd) as sock:
-            if sock.proto == socket.IPPROTO_TCP:
-                told: tuple[int, int, int] | bytes = tcp_info(sock)
-                if told[0] not in (CLOSE, LISTEN):
-                    return None
-            else:
-                told = sockdiag.inet_raw(file.fd)
-            options = _STATE[socket.AddressFamily(sock.family)].read(file.fd)
-            return None if options is None else (told, sock.getsockname(), options)
+        sock = _socket.socket(fileno=file.fd)  # the family a plain number: that is quicker
+        try:
+            told = tcp_info(sock) if sock.proto == socket.IPPROTO_TCP else (CLOSE,)
+            if told[0] not in (CLOSE, LISTEN):
+                return None
+            udp = sockdiag.inet_raw(file.fd) if sock.proto != socket.IPPROTO_TCP else b""
+            options = _STATE[sock.family].read(file.fd)
+            return None if options is None else (told, udp, sock.getsockname(), options)
+        finally:
+            sock.detach()
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:

@@ -15,6 +15,7 @@ Until the restore somebody must keep the peer's packets away (a firewall rule), 
 answered by a reset. That is not done here.
 """
 
+import _socket
 import fcntl
 import os
 import socket
@@ -58,7 +59,7 @@ _CHUNK = 32 << 10
 _ROOMY = 64 << 20
 
 
-def tcp_info(sock: socket.socket) -> tuple[int, int, int]:
+def tcp_info(sock: _socket.socket) -> tuple[int, int, int]:
     """Return the state and, of a listener, the clients waiting and the backlog (TCP_INFO)."""
     info = sock.getsockopt(TCP, _INFO, 104)
     # tcpi_unacked and tcpi_sacked stand for these in a listener: tcp_get_info().

@@ -10,6 +10,7 @@ A peer is named by its inode, which only sock_diag(7) tells. It tells less than 
 
 import socket
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any
 
 from ckpt.errors import Unsupported
@@ -57,9 +58,7 @@ class UnixSk(FileKind):
     def state(cls, file: OpenFile) -> Hashable | None:
         """What sock_diag tells, and options; nothing may be queued, nor may somebody wait."""
         found = sockdiag.unix_raw(file.stat.st_ino)
-        diag = sockdiag.parse_unix(found)
-        queue = diag.icons if diag.state == LISTEN else _may_have_queue(diag)
-        options = None if queue or _is_alone(diag) else _OPTIONS.read(file.fd)
+        options = _OPTIONS.read(file.fd) if _is_settled(found) else None
         return None if options is None else (found, options)
 
     @classmethod
@@ -98,6 +97,14 @@ class UnixSk(FileKind):
         """Make all unix sockets of the image at first, and hand them out one by one."""
         made: dict[int, socket.socket] = make.once("unix sockets", lambda: make_all(make))
         return made.pop(entry.id).detach()
+
+
+@lru_cache
+def _is_settled(found: bytes) -> bool:
+    """Say of what sock_diag tells whether nothing is queued there and nobody waits."""
+    diag = sockdiag.parse_unix(found)
+    queue = diag.icons if diag.state == LISTEN else _may_have_queue(diag)
+    return not queue and not _is_alone(diag)
 
 
 def _find(file: OpenFile, table: Table) -> UnixDiag:
