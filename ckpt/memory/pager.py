@@ -16,19 +16,23 @@ Facts that bite:
 """
 
 import errno
+import mmap
 import os
 import select
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from ckpt.errors import CkptError, KernelError
 from ckpt.image.pages import PageReader
-from ckpt.kernel.userfaultfd import Kind
+from ckpt.kernel.userfaultfd import Kind, Userfaultfd
 from ckpt.log import INFO, Log
 from ckpt.memory.journal import AT_ONCE, Done, Journal
 from ckpt.memory.late import AROUND, OBJECTS, PAGE, Late, Part, Space
 from ckpt.memory.window import Windows, number_of, offset_of
 
+_POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14
+_NOTHING = memoryview(b"")
 _DRAIN = 256 << 10  # what is filled in before faults are looked for again
 _DOUBT = 2.0  # seconds from the reading of a REMOVE until MADV_REMOVE is done, at most
 _TELL = 16  # pages that cannot be read are told of one by one, but not a million
@@ -42,7 +46,34 @@ class Source:
 
     def __init__(self, readers: Mapping[int, PageReader]) -> None:
         self._readers = readers
+        self._maps: dict[int, mmap.mmap] = {}
         self.why = ""
+
+    @contextmanager
+    def mapped(self, address: int, length: int) -> Iterator[memoryview | None]:
+        """Lend pages where they are in the page cache, perhaps not all; None if it cannot be.
+
+        What becomes of the file meanwhile shows when they are copied, as EFAULT.
+        """
+        run = self._readers[number_of(address)].find(offset_of(address))
+        if run is None or run.fd < 0:
+            yield None
+            return
+        offset = run.offset + offset_of(address) - run.vaddr
+        length = min(length, run.end - offset_of(address))
+        try:
+            area = self._map(run.fd)
+            area.madvise(_POPULATE_READ, offset, length)
+        except (OSError, ValueError):
+            yield None
+            return
+        yield memoryview(area)[offset : offset + length]
+        area.madvise(mmap.MADV_DONTNEED, offset, length)  # else all of it counts as ours
+
+    def _map(self, fd: int) -> mmap.mmap:
+        if fd not in self._maps:
+            self._maps[fd] = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+        return self._maps[fd]
 
     def read(self, address: int, view: memoryview) -> int:
         """Read pages; returns how many bytes, from the first on, can be read."""
@@ -217,20 +248,31 @@ class Pager:
 
         Returns the range, None if nobody is there.
         """
+        address = part.start - part.moved
+        with self._source.mapped(address, part.end - part.start) as data:
+            if data is not None:
+                try:
+                    whole = part._replace(end=part.start + len(data))
+                    return self._put(space, why, whole, since, data)
+                except KernelError as error:
+                    if error.errno != errno.EFAULT:
+                        raise
         view = self._buffer[: part.end - part.start]
-        got = self._source.read(part.start - part.moved, view)
+        got = self._source.read(address, view)
         if got:
-            return self._put(space, why, part._replace(end=part.start + got), since)
-        lost = part._replace(end=part.start + PAGE)
-        self._tell_lost(lost.start - lost.moved)
-        return self._put(space, Done.LOST, lost, since)
+            return self._put(space, why, part._replace(end=part.start + got), since, view[:got])
+        self._tell_lost(address)
+        return self._put(space, Done.LOST, part._replace(end=part.start + PAGE), since)
 
     def _put(
-        self, space: Space | None, why: Done, part: Part, since: int
+        self, space: Space | None, why: Done, part: Part, since: int, data: memoryview = _NOTHING
     ) -> tuple[int, int] | None:
-        """Put what is in the buffer, zeros or poison in place, and write down how far it went."""
+        """Put data, zeros or poison in place, and write down how far it went."""
         try:
-            length = self._put_object(why, part) if space is None else self._into(space, why, part)
+            if space is None:
+                length = self._put_object(why, part, data)
+            else:
+                length = _put_into(space.uffd, why, part, data)
         except KernelError as error:
             if space is None or error.errno != errno.ESRCH:
                 raise
@@ -242,19 +284,11 @@ class Pager:
             self._note(why, fd, part.start, part.start + length, took)
         return part.start, part.start + length
 
-    def _into(self, space: Space, why: Done, part: Part) -> int:
-        uffd, length = space.uffd, part.end - part.start
-        if why == Done.ZERO:
-            return uffd.zero(part.start, length)
-        if why == Done.LOST:
-            return uffd.poison(part.start, length)
-        return uffd.copy(part.start, self._buffer[:length])
-
-    def _put_object(self, why: Done, part: Part) -> int:
+    def _put_object(self, why: Done, part: Part, data: memoryview) -> int:
         if why == Done.LOST:
             # Poison is in a process's page tables, and a fork's child would not inherit it.
             raise CkptError("a page of shared memory cannot be read")
-        return self._windows.copy(part.start, self._buffer[: part.end - part.start])
+        return self._windows.copy(part.start, data)
 
     def _tell_lost(self, address: int) -> None:
         lost = self.late.figures.pages[Done.LOST]
@@ -310,3 +344,12 @@ def _piece(part: Part, address: int, size: int) -> Part:
     """Return the piece of a part that is filled when one address of it is wanted."""
     start = max(part.start, address & -size)
     return Part(start, min(part.end, (address & -size) + size), part.moved)
+
+
+def _put_into(uffd: Userfaultfd, why: Done, part: Part, data: memoryview) -> int:
+    length = part.end - part.start
+    if why == Done.ZERO:
+        return uffd.zero(part.start, length)
+    if why == Done.LOST:
+        return uffd.poison(part.start, length)
+    return uffd.copy(part.start, data)
