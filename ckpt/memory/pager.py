@@ -33,6 +33,7 @@ from ckpt.memory.window import Windows, number_of, offset_of
 
 _POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14
 _NOTHING = memoryview(b"")
+_LARGEST = 2 << 20  # the same, when there has been no fault for a while
 _DRAIN = 256 << 10  # what is filled in before faults are looked for again
 _DOUBT = 2.0  # seconds from the reading of a REMOVE until MADV_REMOVE is done, at most
 _TELL = 16  # pages that cannot be read are told of one by one, but not a million
@@ -125,7 +126,8 @@ class Pager:
         self._journal, self._source, self._log = journal, source, log
         self._wanted, self._finished = list(wanted)[::-1], finished
         self._windows = windows or Windows([])
-        self._buffer = memoryview(bytearray(_DRAIN))
+        self._buffer = memoryview(bytearray(_LARGEST))
+        self._stride = _DRAIN
         self._poll = select.poll()
         for fd in late.spaces:
             self._poll.register(fd, select.POLLIN)
@@ -196,6 +198,7 @@ class Pager:
             self.late.apply(record)
             if record.kind == Kind.PAGEFAULT:
                 space.waiting.setdefault(record.b & -PAGE, now)
+                self._stride = _DRAIN
             elif record.kind == Kind.FORK:
                 self._poll.register(record.a & 0xFFFFFFFF, select.POLLIN)
         if self.late.doubtful:
@@ -314,15 +317,16 @@ class Pager:
         self._drain()
 
     def _drain(self) -> None:
-        shared = self.late.shared.first()
+        shared, stride = self.late.shared.first(), self._stride
+        self._stride = min(2 * stride, _LARGEST)
         for space in list(self.late.spaces.values()):
             if part := space.todo.first():
-                self._fill(space, Done.DRAIN, _piece(part, part.start, _DRAIN))
+                self._fill(space, Done.DRAIN, _piece(part, part.start, stride))
                 return
             if not (shared and space.windows):
                 self._leave(space)
         if shared and self.late.spaces:
-            self._fill(None, Done.DRAIN, _piece(shared, shared.start, _DRAIN))
+            self._fill(None, Done.DRAIN, _piece(shared, shared.start, stride))
 
     def _leave(self, space: Space) -> None:
         """Let go of a process that has all its pages, or has ended: nothing faults any more."""
