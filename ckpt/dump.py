@@ -92,10 +92,10 @@ def _freeze(
         with uninterrupted():
             seen = glance.look()
             snapshot.files.frozen()
-            log.stage("tasks")
+            log.stage("tasks and files")
+            with questions.asked(frozen, seen):
+                take_files(snapshot, seen)
             take_core(snapshot, questions, frozen, seen)
-            log.stage("files")
-            take_files(snapshot, seen)
         log.stage("memory")
         memory.freeze(frozen, seen)
         log.stage("namespaces")
@@ -127,7 +127,6 @@ def look_ahead(snapshot: Snapshot, questions: Questions, memory: Engine, glance:
 
 def take_core(snapshot: Snapshot, questions: Questions, frozen: Frozen, seen: Seen) -> None:
     """Take what a task is but for files and memory, as the kernel gives it."""
-    questions.ask(frozen, seen)
     questions.take(frozen, seen)
     for one in frozen.threads:
         snapshot.registers[one.tid] = regs.take(one.tracee, one.resumption.image), one.sigmask

@@ -128,12 +128,25 @@ class Frozen:
         """Wait for the stops we asked for, as they come.
 
         In no order: a thread that executes a program waits until we have taken note of the end of
-        all the others (de_thread in fs/exec.c).
+        all the others (de_thread in fs/exec.c), and the end of a first thread is told last.
         """
         while left := [tracee for tracee in fresh if not self._has_stopped(tracee)]:
+            self.threads = [one for one in self.threads if not self._is_dead(one.tracee)]
             if len(left) == len(fresh):
                 await_any()
             fresh = left
+
+    def _living(self) -> list[Tracee]:
+        return [tracee for tracee in [*self._seized.values()] if not self._is_dead(tracee)]
+
+    def _is_dead(self, tracee: Tracee) -> bool:
+        """Say whether a thread is no more, and take note of it."""
+        try:
+            tracee.poll()
+        except (TargetDied, NoSuchTask):
+            del self._seized[tracee.tid]
+            return True
+        return False
 
     def _has_stopped(self, tracee: Tracee) -> bool:
         """Say whether a thread has stopped, or is no more; signals that come first it gets."""
@@ -168,6 +181,12 @@ class Frozen:
 
     def release(self) -> None:
         """Let all threads go; does nothing the second time."""
+        for tracee in self._seized.values():
+            if not tracee.stopped:
+                with suppress(NoSuchTask):
+                    tracee.interrupt()
+        while not all(tracee.stopped for tracee in self._living()):
+            await_any()
         for tracee in self._seized.values():
             tracee.detach()
         self._seized.clear()

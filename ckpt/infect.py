@@ -60,6 +60,31 @@ class _ThreadQuestions(NamedTuple):
     thread: thread.Answer
 
 
+class _Lent(NamedTuple):
+    """A thread that is lent to us, and its batch."""
+
+    remote: Remote
+    one: FrozenThread
+    batch: Batch
+
+
+def _bring_home(away: list[_Lent]) -> None:
+    """Wait for all these threads; who is not to detach the segment goes home at once.
+
+    All of them must be out of the stub before it goes, whatever became of their calls.
+    """
+    failed: list[KernelError] = []
+    for each in away:
+        try:
+            each.remote.finish(each.batch)
+        except KernelError as error:
+            failed.append(error)
+        if each.one.tid != each.remote.tgid:
+            each.remote.go_home(each.one.regs, each.one.sigmask)
+    if failed:
+        raise failed[0]
+
+
 class Questions:
     """The questions to a process, and after `ask` the answers; a context manager.
 
@@ -120,38 +145,45 @@ class Questions:
         glance.add(f"/proc/{self.pid}/maps", *(f"/proc/{tid}/status" for tid in self._threads))
         glance.add(*(f"/proc/{self.pid}/task/{tid}/children" for tid in self._threads))
 
-    def ask(self, frozen: Frozen, seen: Seen) -> None:
-        """Have all threads of the frozen process answer; they are as they were when it returns.
+    @contextmanager
+    def asked(self, frozen: Frozen, seen: Seen) -> Iterator[None]:
+        """Have all threads of the frozen process answer while the block does something else.
 
-        seen is what a glance has told of it since it stands still.
+        seen is what a glance has told of it since it stands still. When the block is left they
+        are as they were.
         """
         self._program.check(seen.read(self.pid, "maps"))
         self._check_alone(frozen, seen)
         timers = procfs.parse_timers(seen.read(self.pid, "timers"))
         if timers != self._timers:
             self._build_leader(timers)
-        remotes = [self._remote(one, seen) for one in frozen.threads]
-        leader, others = remotes[0], list(zip(remotes[1:], frozen.threads[1:], strict=True))
-        failed: list[KernelError] = []
-        lent = [(remote, one.sigmask) for remote, one in zip(remotes, frozen.threads, strict=True)]
-        self._guard.watch(self._gadget, frozen.leader.regs, lent)
+        lent = [_Lent(self._remote(one, seen), one, self._of(one)) for one in frozen.threads]
+        leader = lent[0]
+        self._guard.watch(
+            self._gadget, leader.one.regs, [(each.remote, each.one.sigmask) for each in lent]
+        )
         try:
-            batch = self._threads[self.pid].batch
-            leader.infect(frozen.leader.regs, frozen.leader.sigmask, self._gadget, batch)
-            for remote, one in others:
-                remote.start(one.regs, one.sigmask, self._threads[one.tid].batch)
-            for remote, one in others:
-                # All of them must be out of the stub before it goes.
-                try:
-                    remote.finish(self._threads[one.tid].batch)
-                except KernelError as error:
-                    failed.append(error)
-                remote.go_home(one.regs, one.sigmask)
+            away = self._set_out(lent)
+            try:
+                yield
+            finally:
+                _bring_home(away)
+                self._segment.remove()
         finally:
-            leader.cure(frozen.leader.regs, frozen.leader.sigmask, self._gadget)
+            leader.remote.cure(leader.one.regs, leader.one.sigmask, self._gadget)
             self._guard.relax()
-        if failed:
-            raise failed[0]
+
+    def _of(self, one: FrozenThread) -> Batch:
+        return self._of_thread(one.tid).batch
+
+    def _set_out(self, lent: "list[_Lent]") -> "list[_Lent]":
+        """Set all threads off; returns those that have still to be waited for, the leader last."""
+        leader, others = lent[0], lent[1:]
+        one = leader.one
+        left = leader.remote.set_out(one.regs, one.sigmask, self._gadget, leader.batch)
+        for each in others:
+            each.remote.start(each.one.regs, each.one.sigmask, each.batch)
+        return [*others, leader] if left else others
 
     def _check_alone(self, frozen: Frozen, seen: Seen) -> None:
         """Refuse children that came since we looked for them. Raises Unsupported."""

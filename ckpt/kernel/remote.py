@@ -309,13 +309,19 @@ class Remote:
 
         regs and sigmask are what the thread is to go home with.
         """
+        if self.set_out(regs, sigmask, gadget, batch):
+            self.finish(batch)
+        self.slot.segment.remove()
+
+    def set_out(self, regs: Regs, sigmask: int, gadget: Gadget, batch: Batch) -> bool:
+        """Attach the segment and set off on a batch; say whether that has still to be finished."""
         if gadget.hold:
             self._attach(regs, gadget)
             self.start(regs, sigmask, batch)
-        else:
-            self._fall_in(regs, sigmask, gadget, batch)
-        self.finish(batch)
-        self.slot.segment.remove()
+            return True
+        self._fall_in(regs, sigmask, gadget, batch)
+        self.finish(batch)  # only then is it there for others
+        return False
 
     def _attach(self, regs: Regs, gadget: Gadget) -> None:
         segment = self.slot.segment
