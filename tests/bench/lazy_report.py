@@ -84,9 +84,9 @@ def _growth(results: Results) -> Iterator[Demand]:
 
 
 def _answers(results: Results) -> Iterator[Demand]:
-    for way, name, sooner in (
-        ("CRIU", "CRIU's eager restore", SOONER_THAN_CRIU),
-        ("CRIU lazy", "CRIU's lazy-pages", 1),
+    for way, than, sooner in (
+        ("CRIU", f"{SOONER_THAN_CRIU} times sooner than CRIU's eager restore", SOONER_THAN_CRIU),
+        ("CRIU lazy", "sooner than CRIU's lazy-pages", 1),
     ):
         there = [mib for mib in results if _median(results, mib, way, "first answer")]
         large = max(there, default=max(results))
@@ -94,7 +94,7 @@ def _answers(results: Results) -> Iterator[Demand]:
         theirs = _median(results, large, way, "first answer")
         if ours and theirs:
             yield Demand(
-                f"first answer at {large} MiB at least {sooner} times as soon as {name}",
+                f"first answer at {large} MiB {than}",
                 f"{theirs / ours:.1f} times ({ours:.0f} ms to {theirs:.0f} ms)",
                 theirs >= sooner * ours,
             )
