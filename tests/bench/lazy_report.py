@@ -12,7 +12,7 @@ WAYS = ("lazy", "eager", "CRIU", "CRIU lazy", "mapped")
 Results = dict[int, dict[str, Samples]]
 """Samples by MiB and by way; times in ms, waits for a fault in us."""
 
-LARGEST_GROWTH, SOONER_THAN_CRIU = 1.3, 20
+LARGEST_GROWTH, SOONER_THAN_CRIU, LARGE = 1.3, 20, 4096
 _FAULTS = ("faults", "fault, median", "fault, p99", "fault, max")
 _COLOURS = ("#1b7837", "#7fbf7b", "#b2182b", "#ef8a62", "#999999")
 
@@ -92,7 +92,7 @@ def _answers(results: Results) -> Iterator[Demand]:
         large = max(there, default=max(results))
         ours = _median(results, large, "lazy", "first answer")
         theirs = _median(results, large, way, "first answer")
-        if ours and theirs:
+        if ours and theirs and (sooner == 1 or large >= LARGE):
             yield Demand(
                 f"first answer at {large} MiB {than}",
                 f"{theirs / ours:.1f} times ({ours:.0f} ms to {theirs:.0f} ms)",
