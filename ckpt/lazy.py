@@ -19,7 +19,9 @@ from ckpt.errors import CkptError, KernelError
 from ckpt.image import pb
 from ckpt.image.hot import BLOCK, read_hot, write_hot
 from ckpt.image.pages import PageReader, PageRun
+from ckpt.kernel import maps
 from ckpt.kernel.arch import NR, Regs
+from ckpt.kernel.ffi import syscall
 from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
 from ckpt.kernel.remote import Remote
 from ckpt.kernel.tripwire import Tripwire, fork_with_files
@@ -167,6 +169,10 @@ class Lazy:
                 with suppress(OSError):  # the listing's own
                     os.close(int(name))
         self._tripwire = Tripwire(self._owner)
+        # A segment that the restore has attached is attached as often as there are copies of us.
+        for entry in maps.maps("self"):
+            if entry.path.startswith("/SYSV"):
+                syscall(NR.shmdt, entry.start)
 
     def _hold(self, ready: int) -> None:
         """Have a child do the work, and another one should it be killed; never returns."""
