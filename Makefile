@@ -92,8 +92,10 @@ $(BIN)/python:
 define LAUNCHER
 #!$(CURDIR)/$(BIN)/python -IS
 # Made by `make build`.
+import gc
 import sys
 
+gc.disable()  # a collection among the imports takes 4 ms
 sys.path += ["$(CURDIR)", "$(SITE)"]
 from ckpt.cli import main
 
