@@ -122,12 +122,15 @@ class Live:
         self._held.callback(self._writer.abandon)
         self._spool = Spool(self._writer, image.fd, first)
         self._held.callback(self._spool.close)
-        log, copied = self.snapshot.files.options.log, 0
+        log, copied, done = self.snapshot.files.options.log, 0, 0
         for part in _parts(first, _PART):
             here = self._coverage.look(part)
             self._copy(here)
             copied += sum(end - start for start, end in here)
             log.copied(copied, self._spool.size)
+            size = sum(end - start for start, end in part)
+            pages.begin_write_back(self._writer.fd, done, size)
+            done += size
         self._note(copied // PAGE, 0, since)
 
     def _converge(self) -> None:

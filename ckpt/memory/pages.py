@@ -155,12 +155,19 @@ class _Copy:
             return piece
 
     def _begin_write_back(self, end: int, size: int) -> None:
-        """Have the disk begin, now and then: the sync at the end would wait for all of it."""
         if end % _WRITE_BACK < size:
-            # Twice what is new, as the other thread may be late. Only a hint: what goes wrong on
-            # the disk is told by the fsync at the end.
+            # Twice what is new, as the other thread may be late.
             begin = max(0, end - 2 * _WRITE_BACK)
-            syscall(NR.sync_file_range, self._writer.fd, begin, end - begin, _SYNC_WRITE)
+            begin_write_back(self._writer.fd, begin, end - begin)
+
+
+def begin_write_back(fd: int, start: int, length: int) -> None:
+    """Have the disk begin to write a part of a file: the sync at the end would wait for all of it.
+
+    And whoever leaves too much to the end is held up by the kernel (vm.dirty_ratio). Only a hint:
+    what goes wrong on the disk is told by the fsync.
+    """
+    syscall(NR.sync_file_range, fd, start, length, _SYNC_WRITE)
 
 
 def read_into(
