@@ -23,6 +23,7 @@ from ckpt.files.kind import F_GETOWN_EX, Dump, FileKind, Held, OpenFile
 from ckpt.image import pb
 from ckpt.kernel import procfs
 from ckpt.kernel.fdinfo import FdInfo, parse_fdinfo
+from ckpt.kernel.files import as_many_as_we_may
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.kcmp import Kcmp, kcmp, same_files
 from ckpt.kernel.pidfd import pidfd_getfd
@@ -31,6 +32,7 @@ from ckpt.options import DumpOptions
 FD_CLOEXEC = fcntl.FD_CLOEXEC
 _UNKNOWN = object()
 _NO_OWNER = bytes(8)
+_OURS = 256  # descriptors that we need for other things, more than enough
 
 
 class Descriptor(NamedTuple):
@@ -63,9 +65,13 @@ class Opened:
 
 
 class OpenFiles:
-    """All open files of a process, a context manager around our copies of them."""
+    """All open files of a process, a context manager around our copies of them.
+
+    So we have as many as it has, and twice as many if we may.
+    """
 
     def __init__(self, pid: int, pidfd: int) -> None:
+        self._most = as_many_as_we_may()
         self.pid, self._pidfd = pid, pidfd
         self._by_number: dict[int, Opened] = {}
         self._links: frozenset[str] = frozenset()
@@ -110,20 +116,31 @@ class OpenFiles:
 
     def _fetch(self, numbers: list[int]) -> None:
         """Take copies of descriptors, one for each open file; what closes meanwhile is left out."""
+        alike: dict[str, list[Opened]] = {}
+        for known in self._all():
+            alike.setdefault(known.link, []).append(known)
         for group in groups(self.pid, look(self.pid, numbers)):
-            with suppress(KernelError):
-                one = self._known(group[0]) or Opened(
-                    pidfd_getfd(self._pidfd, group[0].number), group[0].link
-                )
+            one = self._known(group[0], alike) or self._copy(group[0])
+            if one:
                 one.numbers = sorted([*one.numbers, *(one.number for one in group)])
                 self._by_number.update(dict.fromkeys(one.numbers, one))
 
-    def _known(self, new: Descriptor) -> Opened | None:
+    def _copy(self, new: Descriptor) -> Opened | None:
+        """Take a copy of a descriptor; None if it is closed by now."""
+        try:
+            return Opened(pidfd_getfd(self._pidfd, new.number), new.link)
+        except KernelError as error:
+            if error.errno == errno.EMFILE:
+                error.hint = f"pid {self.pid} has more files open than we may: raise `ulimit -Hn`"
+            if error.errno != errno.EBADF:
+                raise
+            return None
+
+    def _known(self, new: Descriptor, alike: dict[str, list[Opened]]) -> Opened | None:
         """Return the open file that a new descriptor shares with an old one."""
-        for one in self._all():
-            if one.link == new.link and same_files(self.pid, [new.number], [one.fd])[0]:
-                return one
-        return None
+        old = alike.get(new.link, [])
+        same = same_files(self.pid, [new.number] * len(old), [one.fd for one in old])
+        return next((one for one, yes in zip(old, same, strict=True) if yes), None)
 
     # --- what they are
 
@@ -156,7 +173,8 @@ class OpenFiles:
     def look_ahead(self, out: Dump, glance: Glance) -> None:
         """Dump all that need not wait for the freeze; glance is what will be seen in it."""
         self.look()
-        glance.add(*(f"/proc/{self.pid}/fdinfo/{number}" for number in self._by_number))
+        if 2 * len(self._by_number) + _OURS < self._most:
+            glance.add(*(f"/proc/{self.pid}/fdinfo/{number}" for number in self._by_number))
         self._seen = glance.look()
         for one in self._all():
             one.file_id = out.next_id()

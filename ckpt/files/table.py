@@ -16,6 +16,7 @@ from ckpt.files.kind import INSIDE, FileKind, Placed, Restore
 from ckpt.files.sockopts import doing
 from ckpt.image import pb
 from ckpt.kernel.arch import NR
+from ckpt.kernel.files import as_many_as_we_may
 from ckpt.kernel.remote import Batch, Call
 
 FD_CLOEXEC = fcntl.FD_CLOEXEC
@@ -32,6 +33,7 @@ class FileTable:
     """
 
     def __init__(self, fdinfo: list[pb.fdinfo_entry], make: Restore) -> None:
+        as_many_as_we_may()
         self.fdinfo = sorted(fdinfo, key=lambda entry: entry.fd)
         self.shared = make
         self.floor = max((entry.fd for entry in fdinfo), default=-1) + 1

@@ -6,6 +6,7 @@ Each returns what the call does and raises NotPermitted or KernelError where it 
 
 import errno
 import os
+import resource
 from struct import Struct
 
 from ckpt.kernel.arch import NR
@@ -29,6 +30,13 @@ def _call(nr: NR, *args: int | bytes) -> int:
     """Make a call whose bytes arguments are passed by address, with a zero behind them."""
     kept = [ffi.new("char[]", arg) if isinstance(arg, bytes) else arg for arg in args]
     return syscall(nr, *(a if isinstance(a, int) else int(ffi.cast("uintptr_t", a)) for a in kept))
+
+
+def as_many_as_we_may() -> int:
+    """Raise our limit of open files (RLIMIT_NOFILE) to its hard limit, and return that."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int = 0) -> int:
