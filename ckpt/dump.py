@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 from ckpt import namespaces
 from ckpt.engine import Engine, engine
-from ckpt.errors import TargetDied, Unsupported
+from ckpt.errors import CkptError, TargetDied, Unsupported
 from ckpt.files.opened import OpenFiles
 from ckpt.freeze import Frozen
 from ckpt.guard import Guard
@@ -60,13 +60,24 @@ def dump(options: DumpOptions) -> DumpReport:
 
 @contextmanager
 def _telling_death(pid: int) -> Iterator[None]:
-    """Say of whatever fails when the process has ended that it was that."""
+    """Say of whatever fails when the process, or its program, has ended that it was that."""
+    stack = _stack(pid)
     try:
         yield
     except OSError as error:
-        if not procfs.is_ending(pid):
-            raise
-        raise TargetDied(f"pid {pid} ended while it was dumped ({error})") from error
+        if procfs.is_ending(pid):
+            raise TargetDied(f"pid {pid} ended while it was dumped ({error})") from error
+        if _stack(pid) != stack:
+            raise TargetDied(f"pid {pid} executed another program meanwhile ({error})") from error
+        raise
+
+
+def _stack(pid: int) -> int:
+    """Return where the stack began, which each execve(2) places anew; 0 if there is none."""
+    try:
+        return procfs.stat(pid).start_stack
+    except CkptError:
+        return 0
 
 
 def _dump(snapshot: Snapshot, options: DumpOptions) -> None:
