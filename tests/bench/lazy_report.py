@@ -12,6 +12,7 @@ WAYS = ("lazy", "eager", "CRIU", "CRIU lazy", "mapped")
 Results = dict[int, dict[str, Samples]]
 """Samples by MiB and by way; times in ms, waits for a fault in us."""
 
+FIGURES = ("first answer", "all in")
 LARGEST_GROWTH, SOONER_THAN_CRIU, LARGE = 1.3, 20, 4096
 _FAULTS = ("faults", "fault, median", "fault, p99", "fault, max")
 _COLOURS = ("#1b7837", "#7fbf7b", "#b2182b", "#ef8a62", "#999999")
@@ -24,8 +25,8 @@ Made by `make bench-lazy`, not by hand: {rounds} of each way and size, medians.
 {machine}
 
 The target (`tests/bench/target.c`) has four threads, 20 descriptors and as much private memory as
-the table says, all of it written. One image of it, in the page cache, is restored in each way in
-turn, and asked for all its memory, which is compared.
+the table says, all of it written. One image of it is restored in each way in turn, and asked for
+all its memory, which is compared: with the image in the page cache, and (**cold**) from the disk.
 
 ![First answer, and all in](bench-lazy.svg)
 
@@ -139,7 +140,7 @@ def markdown(results: Results, found: list[Demand]) -> str:
 
 def _rows(results: Results) -> Iterator[str]:
     for mib in sorted(results):
-        for figure in ("first answer", "all in"):
+        for figure in (*FIGURES, *(f"{figure}, cold" for figure in FIGURES)):
             cells = (_median(results, mib, way, figure) for way in WAYS)
             yield f"| {mib} | {figure} | {' | '.join(map(_number, cells))} |"
 
