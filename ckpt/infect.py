@@ -101,9 +101,9 @@ class Questions:
         self._gadget = self._program.gadget
         threads = (len(tids) + _SPARE_THREADS) * _THREAD_ROOM
         size = 4096 + _LEADER_ROOM + 2 * _TIMER_ROOM * len(self._timers) + threads
-        self._base = hole(size, self._program.busy)
+        base = hole(size, self._program.busy)
         self._segment = Segment(
-            size, self._base, pid=pid, uid=status.uids[1], gid=status.gids[1], lasting=True
+            size, base, pid=pid, uid=status.uids[1], gid=status.gids[1], lasting=True
         )
         guard.keep(self._segment)
         self._threads: dict[int, _ThreadQuestions] = {}

@@ -41,7 +41,6 @@ from ckpt.snapshot import Pass, Snapshot, open_proc
 
 _ENOUGH = 64  # pages: copying so few costs the freeze less than another pass would save
 _PASSES = 64
-_CHUNK = 256 << 10  # stays in the CPU's cache
 _PART = 16 << 20
 _SLICE = 1 << 14  # pages that are protected together: what we keep of each takes 1 KiB
 _WORTH_PACING = 8 << 20  # less is copied at once, lest the log grow as fast as it is copied
@@ -59,7 +58,7 @@ class Live:
         self._pace = Pace(snapshot.files.options.max_rate)
         self._mappings = Mappings(snapshot)
         self._pending: Pages = array("Q")
-        self._view = memoryview(bytearray(_CHUNK))
+        self._view = memoryview(bytearray(pages.BUFFER))
         self._logs: list[Pages] = []
         self._frozen_copy: list[tuple[list[tuple[int, int]], bytearray]] = []
         self._plan: list[_Span] = []
@@ -170,7 +169,7 @@ class Live:
 
     def _copy(self, ranges: list[Range]) -> None:
         paced = sum(end - start for start, end in ranges) > _WORTH_PACING
-        for pieces, size in _chunks(ranges):
+        for pieces, _, size in pages.filled(ranges):
             view = self._view[:size]
             pages.read_into(self.pid, self._mem, pieces, view, running=True)
             self._spool.put(pieces, view)
@@ -192,7 +191,7 @@ class Live:
         self._found = [(span, span.look(self._pagemap)) for span in self._plan]
         held = 0
         here = [(run.start, run.end) for _, runs in self._found for run in runs if not _guards(run)]
-        for pieces, size in _chunks(union([*self._last(log), *here])):
+        for pieces, _, size in pages.filled(union([*self._last(log), *here])):
             room = bytearray(size)
             pages.read_into(self.pid, self._mem, pieces, memoryview(room))
             self._frozen_copy.append((pieces, room))
@@ -294,21 +293,5 @@ def _alive(pid: int) -> Iterator[None]:
 
 def _parts(ranges: list[Range], most: int) -> Iterator[list[Range]]:
     """Cut ranges into lists of as many as have most bytes in all; a longer one is cut, too."""
-    for pieces, _ in _chunks(ranges, most):
+    for pieces, _, _ in pages.filled(ranges, most):
         yield [(start, start + length) for start, length in pieces]
-
-
-def _chunks(ranges: list[Range], most: int = _CHUNK) -> Iterator[tuple[list[tuple[int, int]], int]]:
-    """Cut ranges into lists of pieces (start, length), each of at most so many bytes in all."""
-    pieces: list[tuple[int, int]] = []
-    size = 0
-    for start, end in ranges:
-        while start < end:
-            take = min(end - start, most - size)
-            pieces.append((start, take))
-            start, size = start + take, size + take
-            if size == most:
-                yield pieces, size
-                pieces, size = [], 0
-    if pieces:
-        yield pieces, size

@@ -278,8 +278,9 @@ def look(pid: int, numbers: Iterable[int]) -> list[Descriptor]:
         try:
             info = parse_fdinfo(procfs.read(pid, f"fdinfo/{number}"))
             found.append(Descriptor(number, procfs.fd_link(pid, number), info))
-        except KernelError:
-            continue
+        except KernelError as error:
+            if error.errno != errno.ENOENT:  # any other would lose an open file
+                raise
     return found
 
 

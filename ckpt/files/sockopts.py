@@ -220,14 +220,3 @@ def set_buffer(sock: socket.socket, option: int, force: int, size: int) -> None:
         sock.setsockopt(SOL_SOCKET, force, size // 2)
     except PermissionError:
         set_option(sock, SOL_SOCKET, option, size // 2)
-
-
-def early_reuse(sock: socket.socket, opts: pb.sk_opts_entry) -> None:
-    """Set, before bind(2), the options that bind asks about."""
-    for field, option in _NUMBERS[:2]:
-        if getattr(opts, field):
-            set_option(sock, SOL_SOCKET, option, 1)
-    if opts.so_bound_dev:
-        set_option(sock, SOL_SOCKET, SO_BINDTODEVICE, opts.so_bound_dev.encode() + b"\0")
-    if opts.so_mark:
-        set_option(sock, SOL_SOCKET, SO_MARK, opts.so_mark)

@@ -19,6 +19,7 @@ from ckpt.kernel.ffi import ffi, lib, syscall
 from ckpt.kernel.pagemap import Page, Region, scan
 from ckpt.kernel.remote import Batch, Call
 from ckpt.log import Log
+from ckpt.memory.layout import Range
 from ckpt.memory.vmas import (
     MADV_WIPEONFORK,
     MAP_HUGETLB,
@@ -208,16 +209,19 @@ def _read_forced(pid: int, mem: int, start: int, view: memoryview, *, running: b
 _Piece = tuple[list[tuple[int, int]], int, int]
 
 
-def filled(runs: Iterable[Region]) -> Iterator[_Piece]:
-    """Yield ranges (start, length) that fill a buffer, their offset in the file, and size."""
+def filled(runs: Iterable[Region | Range], most: int = BUFFER) -> Iterator[_Piece]:
+    """Yield pieces (start, length) that fill a buffer, their offset in the file, and size.
+
+    runs have their start and end first; most is the size of the buffer in bytes.
+    """
     pieces: list[tuple[int, int]] = []
     offset = size = 0
-    for start, end, _ in runs:
+    for start, end, *_ in runs:
         while start < end:
-            length = min(end - start, BUFFER - size)
+            length = min(end - start, most - size)
             pieces.append((start, length))
             start, size = start + length, size + length
-            if size == BUFFER:
+            if size == most:
                 yield pieces, offset, size
                 pieces, offset, size = [], offset + size, 0
     if pieces:
