@@ -27,6 +27,7 @@ from ckpt.kernel.files import anonymous_file
 from ckpt.kernel.nsfs import entered
 from ckpt.kernel.pidfd import has_ended, pidfd_getfd, pidfd_open
 from ckpt.kernel.remote import COUNT, LEFT, TID, Gadget, Remote, Segment, detach
+from ckpt.kernel.userfaultfd import Userfaultfd
 
 _ROOM = 4 << 20  # of a nameless file: it takes what is written
 _SEGMENT = Struct("<qq")  # 1 + id, whether of another IPC namespace than ours
@@ -39,15 +40,22 @@ _REGS_SIZE = 27 * 8
 _PATIENCE, _TRUST, _PAUSE_MS = 10.0, 0.5, 1
 
 # It starts within 8 ms, beside us, and imports our modules only when it has something to do.
+# To be killed is not to be gone: SIGKILL is pending (bit 9) while we wait for a lock in the kernel,
+# which a thread of the process may hold that waits for us, with our userfaultfd, to answer it.
 _PROGRAM = """
 import select
 poll = select.poll()
 poll.register({parent}, select.POLLIN)
-poll.poll()
+def killed():
+    with open("/proc/{ours}/status") as status:
+        pending = [line.split()[1] for line in status if line.startswith("SigPnd:")]
+    return int(pending[0], 16) & 0x100
+while not poll.poll(1000) and not killed():
+    pass
 import sys
 sys.path[:] = {path!r}
 from ckpt.guard import put_right
-put_right({pid}, {pidfd}, {file})
+put_right({pid}, {pidfd}, {file}, {ours}, {parent})
 """
 
 
@@ -103,7 +111,12 @@ class Guard:
         parent = pidfd_open(os.getpid())
         passed = (parent, self._pidfd, self._file)
         program = _PROGRAM.format(
-            parent=parent, path=sys.path, pid=self.pid, pidfd=self._pidfd, file=self._file
+            ours=os.getpid(),
+            parent=parent,
+            path=sys.path,
+            pid=self.pid,
+            pidfd=self._pidfd,
+            file=self._file,
         )
         null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
         argv = [sys.executable, "-IS", "-c", program]
@@ -165,8 +178,13 @@ class Guard:
 # --- in the guard
 
 
-def put_right(pid: int, pidfd: int, file: int) -> None:
-    """Put a process right, as soon as that can be: our tracing of it has ended with us."""
+def put_right(pid: int, pidfd: int, file: int, ours: int, parent: int) -> None:
+    """Put a process right, as soon as that can be: our tracing of it has ended with us.
+
+    `ours` is the process that has been killed, parent a pidfd of it.
+    """
+    while not has_ended(parent, _PAUSE_MS):
+        _let_go(pid, ours, parent)
     memory = mmap.mmap(file, _ROOM)
     try:
         _keep_promises(pidfd, memory)
@@ -176,6 +194,18 @@ def put_right(pid: int, pidfd: int, file: int) -> None:
             number, elsewhere = _SEGMENT.unpack_from(memory, at)
             if number:
                 _remove(number - 1, pid if elsewhere else os.getpid())
+
+
+def _let_go(pid: int, ours: int, parent: int) -> None:
+    """Have nobody wait any more for the userfaultfds of a process that was killed."""
+    with suppress(CkptError, OSError):
+        for number in os.listdir(f"/proc/{ours}/fd"):
+            if os.readlink(f"/proc/{ours}/fd/{number}") == "anon_inode:[userfaultfd]":
+                uffd = Userfaultfd(pidfd_getfd(parent, int(number)))
+                for entry in maps.maps(pid):
+                    uffd.unregister(entry.start, entry.end)
+                uffd.wake_all()
+                uffd.close()
 
 
 def _keep_promises(pidfd: int, memory: mmap.mmap) -> None:

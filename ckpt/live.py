@@ -111,6 +111,7 @@ class Live:
         with _alive(self.pid):
             self._converge()
         self._plan = _spans(self._mappings.vmas, self._coverage.seen)
+        self._tracker.let_run()
 
     def _copy_all(self) -> None:
         """Copy all once, each part just after it is protected: a fault before that is in vain."""

@@ -22,9 +22,9 @@ from ckpt.kernel.arch import NR, TASK_SIZE
 from ckpt.kernel.ffi import check, ffi, lib, syscall
 
 USERFAULTFD_IOC_NEW, UFFDIO_API, _UFFDIO_REGISTER = 0xAA00, 0xC018AA3F, 0xC020AA00
-_UFFDIO_WAKE, _UFFDIO_POISON = 0x8010AA02, 0xC020AA08
+_UFFDIO_UNREGISTER, _UFFDIO_WAKE, _UFFDIO_POISON = 0x8010AA01, 0x8010AA02, 0xC020AA08
 _API = 0xAA
-_ROOM = 1024
+_ROOM = 1 << 16  # messages: more than come while we look at what a task has open
 _LOWEST = 1 << 16  # the kernel's mmap_min_addr, or more
 API_REQUEST = Struct("<QQQ")  # struct uffdio_api: api, features, ioctls
 
@@ -71,7 +71,7 @@ class Kind(IntEnum):
 
 
 class Event(NamedTuple):
-    """What happened to [start, end): a fault not answered, or memory that went away.
+    """What happened to [start, end): memory that went away.
 
     to is where a remap went.
     """
@@ -92,9 +92,6 @@ class Userfaultfd:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._faults = ffi.new("uint64_t[]", _ROOM)
-        self._events = ffi.new("struct core_event[]", _ROOM)
-        self._counts = ffi.new("uint64_t[2]")
 
     def close(self) -> None:
         """Close it; with the last copy all protection goes."""
@@ -110,6 +107,11 @@ class Userfaultfd:
             return False
         check(ret, "UFFDIO_REGISTER", addr=start)
         return True
+
+    def unregister(self, start: int, end: int) -> None:
+        """Let go of a range, if it is registered; who waits for a write fault has to be woken."""
+        arg = ffi.new("uint64_t[2]", [start, end - start])
+        syscall(NR.ioctl, self.fd, _UFFDIO_UNREGISTER, int(ffi.cast("uintptr_t", arg)))
 
     def protect(self, ranges: list[tuple[int, int]], *, on: bool = True) -> int:
         """Protect ranges (start, length), or not; returns how many, if events must be read first.
@@ -127,22 +129,6 @@ class Userfaultfd:
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         os.dup2(null, self.fd, inheritable=False)
         os.close(null)
-
-    def serve(self) -> tuple[bytes, list[Event]]:
-        """Answer write faults, which takes the page's protection away, and read other events.
-
-        Returns the faults' addresses, eight bytes each in their order, and the events; a fault
-        that could not be answered is in both.
-        """
-        check(
-            lib.core_uffd_serve(self.fd, self._faults, self._events, _ROOM, self._counts),
-            "read userfaultfd",
-        )
-        faults, events = self._counts
-        return bytes(ffi.buffer(self._faults, faults * 8)), [
-            Event(Kind(event.kind), event.start, event.end, event.flags)
-            for event in self._events[0:events]
-        ]
 
     def copy(self, start: int, data: memoryview) -> int:
         """Put pages where none are; returns the bytes done before an event must be read."""
@@ -173,3 +159,52 @@ class Userfaultfd:
         """Wake who waits for a page of a range; they look again, and tell anew."""
         arg = ffi.new("uint64_t[2]", [start, end - start])
         syscall(NR.ioctl, self.fd, _UFFDIO_WAKE, int(ffi.cast("uintptr_t", arg)))
+
+
+class FaultLog:
+    """What a userfaultfd tells: write faults, which are answered, and events; for all threads.
+
+    One thread keeps it, in C: it needs neither the interpreter nor anything else that may have to
+    wait for the task whose fault it answers. Making a `socket` of a task's descriptor is such a
+    wait, in getsockname(2), with the interpreter's lock held: the task may be inside a recv(2)
+    whose buffer faults.
+    """
+
+    def __init__(self) -> None:
+        self._vectors = [_vectors(), _vectors()]
+        faults, events = self._vectors[0]
+        self._log = ffi.new("struct core_log *", {"faults": faults, "events": events})
+        self._log.room = _ROOM
+        self._counts = ffi.new("uint64_t[2]")
+        check(lib.core_log_init(self._log), "pthread_mutex_init")
+
+    def keep(self, uffd: Userfaultfd, stop: int) -> bool:
+        """Answer until a descriptor can be read; False if the log has to be taken first."""
+        return check(lib.core_log_keep(self._log, uffd.fd, stop), "read userfaultfd") == 1
+
+    def answer(self, uffd: Userfaultfd) -> int:
+        """Answer what is there; returns how much that was."""
+        return check(lib.core_log_answer(self._log, uffd.fd), "read userfaultfd")
+
+    def delay(self, ns: int) -> None:
+        """Let each answer take so much longer."""
+        self._log.delay_ns = ns
+
+    def take(self) -> tuple[bytes, list[Event]]:
+        """Empty it: the faults' addresses, eight bytes each in their order, and the events.
+
+        Not to be called by two threads at once.
+        """
+        faults, events = self._vectors[1]
+        lib.core_log_take(self._log, faults, events, self._counts)
+        n_faults, n_events = self._counts
+        return bytes(ffi.buffer(faults, n_faults * 8)), [
+            Event(Kind(event.kind), event.start, event.end, event.flags)
+            for event in events[0:n_events]
+        ]
+
+
+def _vectors() -> tuple[ffi.CData, ffi.CData]:
+    """Return room for faults and events; it takes memory only as it is used."""
+    new = ffi.new_allocator(should_clear_after_alloc=False)
+    return new("uint64_t[]", _ROOM), new("struct core_event[]", _ROOM)

@@ -10,8 +10,6 @@ pages; those ranges are kept apart as lost: there the log is blind.
 
 import errno
 import os
-import select
-import sys
 import threading
 import time
 from array import array
@@ -21,7 +19,7 @@ from typing import TypeAlias
 
 from ckpt.errors import CkptError, KernelError
 from ckpt.kernel.ffi import ffi, lib
-from ckpt.kernel.userfaultfd import Kind, Mode, Userfaultfd
+from ckpt.kernel.userfaultfd import FaultLog, Kind, Mode, Userfaultfd
 from ckpt.memory.layout import Range, subtract, union
 
 PAGE = 4096
@@ -30,9 +28,8 @@ PAGE = 4096
 Pages: TypeAlias = "array[int]"
 """Addresses of pages, eight bytes each: there may be millions."""
 _CHUNK = 64 << 20  # what one ioctl protects: it holds up who wants to map
-_SWITCH_INTERVAL = 0.0002
 _PATIENCE_S = 10.0
-_SLOWER = 2
+_SLOWER, _SLOWEST_NS = 2, 500_000  # than copying a page; a call may fault on thousands
 
 
 class Tracker:
@@ -44,30 +41,32 @@ class Tracker:
     def __init__(self, uffd: Userfaultfd, mappings: Iterable[Range]) -> None:
         self.registered = union(one for one in mappings if uffd.register(*one, Mode.WP))
         self.faults = 0
-        self._delay = 0.0
-        self._uffd = uffd
-        self._log: list[bytes] = []
+        self._delay = 0
+        self._uffd, self._log = uffd, FaultLog()
+        self._faults: list[bytes] = []
         self._lost: list[Range] = []
         self._gone: list[Range] = []
-        self._unserved: list[int] = []
         self._error: BaseException | None = None
         self._lock = threading.Lock()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._thread = threading.Thread(target=self._serve, name="faults", daemon=True)
-        self._switch_interval = sys.getswitchinterval()
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._keep, name="faults", daemon=True)
 
     def start(self) -> None:
         """Begin to answer; what we are told of waits until then."""
-        # A fault waits for the thread that answers it, and that one for the interpreter.
-        sys.setswitchinterval(_SWITCH_INTERVAL)
         self._thread.start()
 
     def hold_back(self, copying_ns: float) -> None:
         """Hold up whoever writes: a fault is to take longer than copying a page, in ns.
 
-        Each further call makes it twice as long.
+        Each further call makes it twice as long, within limits.
         """
-        self._delay = max(2 * self._delay, _SLOWER * copying_ns / 1e9)
+        wanted = max(2 * self._delay, int(_SLOWER * copying_ns))
+        self._delay = min(wanted, _SLOWEST_NS)
+        self._log.delay(self._delay)
+
+    def let_run(self) -> None:
+        """Hold up nobody any more: what is in the kernel has to leave it to be stopped."""
+        self._log.delay(0)
 
     def close(self) -> None:
         """Let go of everything and end; the process may run, or be gone.
@@ -75,61 +74,40 @@ class Tracker:
         Closing takes the kernel a walk over all that is registered, under a lock that faults need:
         quick where the protection is gone before. To unregister part by part would split mappings.
         """
-        if self._wake < 0:
+        if self._stop < 0:
             return
-        self._delay = 0
+        self._log.delay(0)
         with suppress(KernelError):  # gone, or being changed: closing does it
             self._uffd.protect(_cut(self.registered), on=False)
-        os.eventfd_write(self._wake, 1)
+        os.eventfd_write(self._stop, 1)
         if self._thread.ident:
             self._thread.join()
         self._uffd.close()
-        os.close(self._wake)
-        self._wake = -1
-        sys.setswitchinterval(self._switch_interval)
+        os.close(self._stop)
+        self._stop = -1
 
     # --- the thread that answers
 
-    def _serve(self) -> None:
+    def _keep(self) -> None:
         with suppress(OSError):  # without the right to it, we take our turn like everybody
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-        poll = select.poll()
-        poll.register(self._uffd.fd, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
         try:
-            while not any(fd == self._wake for fd, _ in poll.poll(1 if self._unserved else None)):
-                answered = self._take()
-                if self._delay:
-                    time.sleep(answered * self._delay)
+            while not self._log.keep(self._uffd, self._stop):
+                self._collect()
         except BaseException as error:  # raised where the log is asked for
             self._error = error
             self._uffd.give_up()
 
-    def _take(self) -> int:
-        """Answer and log what is there; returns how much that was, and what is left unanswered.
-
-        Under one lock: a page that can be written again must be in the log before take() looks,
-        and the buffers that messages are read into are one pair for both threads.
-        """
+    def _collect(self) -> int:
+        """Take what has been told since the last time; returns how much that was."""
         with self._lock:
-            faults, events = self._uffd.serve()
-            self._log.append(faults)
+            faults, events = self._log.take()
+            self._faults.append(faults)
             for event in events:
-                if event.kind == Kind.PAGEFAULT:
-                    self._unserved.append(event.start)
-                    continue
                 self._lost.append((event.start, event.end))
                 if event.kind == Kind.REMAP:
                     self._lost.append((event.to, event.to + event.end - event.start))
-            if self._unserved:
-                self._again()
-            return len(faults) // 8 + len(events) + len(self._unserved)
-
-    def _again(self) -> None:
-        """Answer the faults that an event was in the way of: writes to them begin only now."""
-        done = self._uffd.protect([(page, PAGE) for page in self._unserved], on=False)
-        self._log.append(array("Q", self._unserved[:done]).tobytes())
-        self._unserved = self._unserved[done:]
+            return len(faults) // 8 + len(events)
 
     # --- what the log is asked
 
@@ -150,6 +128,7 @@ class Tracker:
 
     def _left(self, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Take out of ranges (start, length) what is lost by now."""
+        self._collect()
         with self._lock:
             lost = [*self._gone, *self._lost]
         left = subtract(((start, start + length) for start, length in ranges), lost)
@@ -164,8 +143,9 @@ class Tracker:
     def take(self) -> tuple[Pages, list[Range]]:
         """Return the pages written since the last call, as they came, and the ranges lost."""
         self._check()
+        self._collect()
         with self._lock:
-            log, self._log = array("Q", b"".join(self._log)), []
+            log, self._faults = array("Q", b"".join(self._faults)), []
             lost, self._lost = self._lost, []
             self._gone += lost
         self.faults += len(log)
@@ -173,8 +153,7 @@ class Tracker:
 
     def drain(self) -> None:
         """Read what is still queued; the process is stopped, so nothing is added meanwhile."""
-        self._delay = 0
-        while self._take():
+        while self._log.answer(self._uffd) + self._collect():
             pass
         self._check()
         if self.registered:

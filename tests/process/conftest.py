@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from target import become_subreaper
+from target import DEADLINE, become_subreaper
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,8 +38,8 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         with contextlib.suppress(psutil.NoSuchProcess):  # the child of one that we have just reaped
             if child.status() != psutil.STATUS_ZOMBIE:  # those are what a failed restore undid
                 left.append(f"{child.pid} ({child.name()}, {child.status()})")
-                child.send_signal(signal.SIGKILL)
-            child.wait()
+            child.send_signal(signal.SIGKILL)
+            child.wait(DEADLINE)
     new = {fd: to for fd, to in _descriptors().items() if before.get(fd) != to}
     assert not left, f"processes left behind: {', '.join(left)}"
     assert not new, f"descriptors left behind: {new}"

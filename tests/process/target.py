@@ -29,7 +29,7 @@ REPO = Path(__file__).resolve().parents[2]
 PROGRAMS = REPO / "tests" / "programs"
 PEERS = Path(os.environ.get("CKPT_PEERS", REPO / ".cache" / "peers"))
 
-DEADLINE = 30.0
+DEADLINE = 60.0  # a disk may stand still for many seconds
 LOG_TAIL = 40
 POLL_INTERVAL = 0.002
 PR_SET_CHILD_SUBREAPER = 36

@@ -159,7 +159,8 @@ def test_nothing_is_left(place):
             [child] = offspring(task.pid)
             fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
             assert int(fields[35]) == 0, "an exit signal"
-            assert int(Path(f"/proc/{child}/oom_score_adj").read_text()) == 1000
+            adj = Path(f"/proc/{child}/oom_score_adj")
+            wait_until(lambda: int(adj.read_text()) == 1000, "child that goes first")
             assert dump.communicate()[1] == ""
         untouched(task, before)
         assert not Path(f"/proc/{child}").exists()

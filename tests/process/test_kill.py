@@ -5,6 +5,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,12 +26,14 @@ from attempts import (
     others_gone,
     tried,
 )
+from bystander import python
 from harm import Harm, look
 from programs import Program
 from stepping import Command, boundaries, run
-from target import Target
+from target import REPO, Target, wait_until
 
 from ckpt.errors import ImageError, NoSuchTask, TargetDied
+from ckpt.kernel import maps
 from ckpt.kernel.arch import NR
 
 pytestmark = pytest.mark.process
@@ -203,3 +207,59 @@ def test_a_dump_killed_while_a_socket_is_not_itself(program, engine, place):
         return seen
 
     tried(chosen(setting), place, attempt)
+
+
+_RECEIVING = """
+import mmap, threading
+memory = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory[0] = 1
+listener = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(listener.getsockname())
+server, _ = listener.accept()
+with open(place + "/where", "w") as file:
+    file.write(f"{ctypes.addressof(ctypes.c_char.from_buffer(memory))} {server.fileno()}")
+def receive():
+    client.sendall(b"x" * 100)
+    with open(place + "/received", "w") as file:
+        file.write(str(server.recv_into(memory)))
+signal.signal(signal.SIGUSR1, lambda *_: threading.Thread(target=receive).start())
+"""
+_WAITING = """
+import os, signal, socket, sys
+from ckpt.guard import Guard
+from ckpt.infect import fetch_userfaultfd
+from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
+from ckpt.kernel.userfaultfd import TRACKING, Mode
+pid, start, number = map(int, sys.argv[1:])
+pidfd, kept = pidfd_open(pid), []
+def register(uffd):
+    uffd.register(start, start + 4096, Mode.WP)
+    kept.append(uffd)
+with Guard(pid, pidfd) as guard:
+    fetch_userfaultfd(pid, pidfd, TRACKING, register, guard)
+    kept[0].protect([(start, 4096)])
+    os.kill(pid, signal.SIGUSR1)
+    def waits(task):
+        return open(f"/proc/{pid}/task/{task}/wchan").read() == "handle_userfault"
+    while not any(map(waits, os.listdir(f"/proc/{pid}/task"))):
+        pass
+    print(flush=True)
+    socket.socket(fileno=pidfd_getfd(pidfd, number))
+"""
+
+
+def test_a_dump_killed_while_it_waits_for_a_lock_of_the_target(place):
+    """Which waits for us: its recv(2) has faulted. The guard frees both, SIGKILL alone does not."""
+    with python(f"place = {str(place)!r}\n{_RECEIVING}") as task:
+        where = (place / "where").read_text().split()
+        argv = [sys.executable, "-c", _WAITING, str(task.pid), *where]
+        with subprocess.Popen(argv, cwd=REPO, stdout=subprocess.PIPE) as ours:
+            ours.stdout.readline()
+            state = Path(f"/proc/{ours.pid}/status")
+            wait_until(lambda: "State:\tD" in state.read_text(), "wait for the lock")
+            ours.kill()
+            received = place / "received"
+            wait_until(lambda: received.exists() and received.read_text(), "end of recv(2)")
+        assert received.read_text() == "100"
+        others_gone(but=task.pid)
+        assert not [one for one in maps.smaps(task.pid) if one.vm_flags & {"um", "uw"}]

@@ -29,6 +29,7 @@ MUTATING = (
     program("mutate_maps"),
     program("mutate_maps_guards", "guards", source="mutate_maps"),
     program("mutate_kernel"),
+    program("mutate_kernel_wakes", "wakes", source="mutate_kernel"),
     program("mutate_io"),
     program("mutate_shared"),
 )

@@ -63,12 +63,37 @@ struct core_event {
 };
 
 /*
- * Read all messages there are, or until one of the two vectors of n might not take more. Write
- * faults are answered by taking the protection of the page away, and their addresses noted; a
- * fault that could not be answered is noted in both vectors. counts says how many are in each.
+ * What a userfaultfd has told: write faults by their addresses, and other events, in two vectors
+ * of the caller's. One thread writes it down while others take it; the lock is theirs alone.
  */
-int64_t core_uffd_serve(int32_t fd, uint64_t *faults, struct core_event *events, size_t n,
-			uint64_t counts[2]);
+struct core_log {
+	uint64_t lock[8];	/* a pthread_mutex_t */
+	uint64_t *faults;
+	struct core_event *events;
+	uint64_t room;		/* of each vector */
+	uint64_t n_faults, n_events;
+	uint64_t delay_ns;	/* that each answer is to take longer, up to 5 ms in all */
+};
+
+/* To be called once, before all others. */
+int64_t core_log_init(struct core_log *log);
+
+/*
+ * Read the messages that are there, or as many as the log may have room for. Write faults are
+ * answered by taking the protection of the page away. Returns how many messages there were.
+ */
+int64_t core_log_answer(struct core_log *log, int32_t fd);
+
+/*
+ * Answer what comes, until `stop` can be read: 1; or until the log may have no room, perhaps
+ * sooner: 0. It needs nobody meanwhile: a task whose fault waits may hold a lock that all other
+ * threads of ours wait for.
+ */
+int64_t core_log_keep(struct core_log *log, int32_t fd, int32_t stop);
+
+/* Move what is in the log to vectors as large as its own; counts says how many are in each. */
+int64_t core_log_take(struct core_log *log, uint64_t *faults, struct core_event *events,
+		      uint64_t counts[2]);
 
 /*
  * Put pages where none are, from src, or of zeros. A page that is there already, or whose mapping

@@ -1,11 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* userfaultfd: events in bulk, write-protection of many ranges. */
+/* userfaultfd: a log of writes, write-protection of many ranges, pages put where none are. */
 #include "core.h"
 
 #include <errno.h>
 #include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
+
+enum { MESSAGES = 64 };
+enum { LONGEST_DELAY = 5000000 }; /* ns: a target hardly notices that */
 
 static int64_t writeprotect(int32_t fd, uint64_t start, uint64_t len, uint64_t mode)
 {
@@ -60,49 +67,116 @@ static struct core_event decoded(const struct uffd_msg *msg)
 	return event;
 }
 
-enum { MESSAGES = 64 };
-
-/* Answer the write faults among messages; put their addresses, and all other events, aside. */
-static void serve(int32_t fd, const struct uffd_msg *msgs, size_t n, uint64_t *faults,
-		  struct core_event *events, uint64_t counts[2])
-{
-	for (size_t i = 0; i < n; i++) {
-		struct core_event event = decoded(&msgs[i]);
-
-		if (event.kind == UFFD_EVENT_PAGEFAULT) {
-			faults[counts[0]++] = event.start;
-			/*
-			 * EAGAIN: another event is pending, which a later read takes. The fault
-			 * has been told and will not be told again: the caller has to see to it.
-			 */
-			if (writeprotect(fd, event.start, 4096, 0) != -EAGAIN)
-				continue;
-		}
-		events[counts[1]++] = event;
-	}
-}
-
-int64_t core_uffd_serve(int32_t fd, uint64_t *faults, struct core_event *events, size_t n,
-			uint64_t counts[2])
-{
-	struct uffd_msg msgs[MESSAGES];
-
-	counts[0] = counts[1] = 0;
-	while (n - counts[0] >= MESSAGES && n - counts[1] >= MESSAGES) {
-		ssize_t got = read(fd, msgs, sizeof(msgs));
-
-		if (got < 0)
-			return errno == EAGAIN ? 0 : -errno;
-		serve(fd, msgs, got / sizeof(msgs[0]), faults, events, counts);
-	}
-	return 0;
-}
-
 static void wake(int32_t fd, uint64_t start)
 {
 	struct uffdio_range range = { start, 4096 };
 
 	ioctl(fd, UFFDIO_WAKE, &range);
+}
+
+static void delay(uint64_t ns)
+{
+	if (ns > LONGEST_DELAY)
+		ns = LONGEST_DELAY;
+	if (ns)
+		nanosleep(&(struct timespec){ .tv_nsec = ns }, NULL);
+}
+
+_Static_assert(sizeof(pthread_mutex_t) <= sizeof(((struct core_log *)0)->lock), "core.h");
+
+static pthread_mutex_t *lock_of(struct core_log *log)
+{
+	return (pthread_mutex_t *)log->lock;
+}
+
+int64_t core_log_init(struct core_log *log)
+{
+	pthread_mutexattr_t attr;
+	int ret = pthread_mutexattr_init(&attr);
+
+	/* Who answers has a priority above those who take: they inherit it. */
+	if (!ret)
+		ret = pthread_mutexattr_setprotocol(&attr, PTHREAD_PRIO_INHERIT);
+	if (!ret)
+		ret = pthread_mutex_init(lock_of(log), &attr);
+	return -ret;
+}
+
+static void answer(struct core_log *log, int32_t fd, const struct uffd_msg *msg)
+{
+	struct core_event event = decoded(msg);
+	int64_t ret;
+
+	if (event.kind != UFFD_EVENT_PAGEFAULT) {
+		log->events[log->n_events++] = event;
+		return;
+	}
+	ret = writeprotect(fd, event.start, 4096, 0);
+	if (ret < 0)
+		wake(fd, event.start); /* Its memory is gone, or (EAGAIN) it will fault again. */
+	if (ret != -EAGAIN)
+		log->faults[log->n_faults++] = event.start;
+}
+
+static uint64_t room(const struct core_log *log)
+{
+	return log->room - (log->n_faults > log->n_events ? log->n_faults : log->n_events);
+}
+
+int64_t core_log_answer(struct core_log *log, int32_t fd)
+{
+	struct uffd_msg msgs[MESSAGES];
+	int64_t ret = 0;
+
+	/*
+	 * Under the lock: whoever takes the log and protects its pages must not find one whose
+	 * protection is just going, but which is not in the log yet.
+	 */
+	pthread_mutex_lock(lock_of(log));
+	while (room(log) >= MESSAGES) {
+		ssize_t got = read(fd, msgs, sizeof(msgs));
+
+		if (got < 0) {
+			ret = errno == EAGAIN ? ret : -errno;
+			break;
+		}
+		for (size_t i = 0; i < got / sizeof(msgs[0]); i++)
+			answer(log, fd, &msgs[i]);
+		ret += got / sizeof(msgs[0]);
+	}
+	pthread_mutex_unlock(lock_of(log));
+	return ret;
+}
+
+int64_t core_log_keep(struct core_log *log, int32_t fd, int32_t stop)
+{
+	struct pollfd fds[] = { { .fd = fd, .events = POLLIN }, { .fd = stop, .events = POLLIN } };
+
+	for (;;) {
+		int64_t got;
+
+		if (poll(fds, 2, -1) < 0 && errno != EINTR)
+			return -errno;
+		if (fds[1].revents)
+			return 1;
+		got = core_log_answer(log, fd);
+		if (got <= 0)
+			return got;
+		delay(got * __atomic_load_n(&log->delay_ns, __ATOMIC_RELAXED));
+	}
+}
+
+int64_t core_log_take(struct core_log *log, uint64_t *faults, struct core_event *events,
+		      uint64_t counts[2])
+{
+	pthread_mutex_lock(lock_of(log));
+	counts[0] = log->n_faults;
+	counts[1] = log->n_events;
+	memcpy(faults, log->faults, log->n_faults * sizeof(*faults));
+	memcpy(events, log->events, log->n_events * sizeof(*events));
+	log->n_faults = log->n_events = 0;
+	pthread_mutex_unlock(lock_of(log));
+	return 0;
 }
 
 /* Fill from src, or with zeros if that is 0; see core.h for both. */
