@@ -21,7 +21,7 @@ from ckpt.guard import Guard
 from ckpt.infect import Errand
 from ckpt.kernel.arch import NO_SYSCALL, NR
 from ckpt.kernel.pidfd import pidfd_open
-from ckpt.kernel.ptrace import WALL, Options, Tracee
+from ckpt.kernel.ptrace import WALL, Options, Tracee, reap
 from ckpt.kernel.remote import Batch, Call, Remote, Slot
 from ckpt.memory.layout import Range
 
@@ -74,9 +74,7 @@ class Child:
 def kill(child: int) -> None:
     """Kill a child, and see it dead; it stays the zombie of its parent."""
     os.kill(child, signal.SIGKILL)
-    with suppress(ChildProcessError):
-        while os.WIFSTOPPED(os.waitpid(child, WALL)[1]):
-            pass
+    reap(child)
 
 
 def bury(pid: int, child: int, stub: Range | None = None, guard: Guard | None = None) -> None:

@@ -16,7 +16,7 @@ from ckpt.errors import NoSuchTask, TargetDied
 from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import Regs
-from ckpt.kernel.ptrace import EVENT_STOP, WALL, Options, Tracee, await_any
+from ckpt.kernel.ptrace import EVENT_STOP, Options, Tracee, await_any, reap
 from ckpt.task.restart import Sleep, Wait, resumption, sleeps
 
 _GROUP_STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
@@ -208,13 +208,7 @@ class Frozen:
         os.kill(self.pid, signal.SIGKILL)
         # The leader's end is told last, when all other threads have been waited for.
         for tid in sorted(self._seized, key=lambda tid: tid == self.pid):
-            with suppress(ChildProcessError):
-                while not _ended(os.waitpid(tid, WALL)[1]):
-                    pass
+            reap(tid)
         self._seized.clear()
         self._thawed()
         self.calm()
-
-
-def _ended(status: int) -> bool:
-    return os.WIFEXITED(status) or os.WIFSIGNALED(status)

@@ -24,7 +24,7 @@ from ckpt.kernel import features, maps, procfs
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
 from ckpt.kernel.ffi import check, ffi, lib
 from ckpt.kernel.nsfs import entered
-from ckpt.kernel.ptrace import WALL, Options, Tracee
+from ckpt.kernel.ptrace import Options, Tracee, reap
 from ckpt.kernel.remote import Batch, BatchFull, Remote, Segment, find_syscall, quiet_signal
 from ckpt.log import INFO
 from ckpt.memory import layout, mm, shmem, sysv, vdso, vmas
@@ -87,9 +87,7 @@ class Task:
             os.kill(pid, signal.SIGKILL)
         # A thread that clone3 made before it failed for another is ours to reap, too.
         for tid in sorted(self.saved.tids, key=lambda tid: tid == pid):
-            with suppress(ChildProcessError):
-                while os.WIFSTOPPED(os.waitpid(tid, WALL)[1]):
-                    pass
+            reap(tid)
 
     @property
     def _leader(self) -> Remote:

@@ -20,7 +20,7 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import check, ffi, lib, syscall
 from ckpt.kernel.kcmp import Kcmp, kcmp
 from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
-from ckpt.kernel.ptrace import WALL, Options, Tracee
+from ckpt.kernel.ptrace import Options, Tracee, reap
 
 _PR_SET_MM, _PR_SET_MM_MAP_SIZE = 35, 15
 _PR_TIMER_CREATE_RESTORE_IDS, _IDS_GET = 77, 2
@@ -138,8 +138,7 @@ def _tracee() -> Iterator[Tracee]:
     finally:
         if pid:
             os.kill(pid, 9)
-            while os.WIFSTOPPED(os.waitpid(pid, WALL)[1]):
-                pass
+            reap(pid)
         os.close(lifeline[0])
         os.close(lifeline[1])
 

@@ -7,11 +7,14 @@ Facts that bite:
 - A seized task that is interrupted in a system call stops with -ERESTART* in its result; whoever
   sets its registers must see to the restart himself (arch.home).
 - waitpid needs __WALL for threads, and only the thread that seized a task may wait for it.
+- The end of a first thread is told last, when the ends of all others have been waited for. So who
+  waits for one tracee takes what is told of any, and keeps that for who asks (`_heard`).
 """
 
 import errno
 import os
 import signal
+import time
 from contextlib import suppress
 from enum import IntFlag
 from types import TracebackType
@@ -35,6 +38,9 @@ _GET_RSEQ = 0x420F
 _SIGINFO_SIZE = 128
 _REGSET_SIZE = 64 << 10
 _REGSET = ffi.new("uint8_t[]", _REGSET_SIZE)  # once: to make it anew, of zeros, takes long
+_PAUSE = 50e-6
+_tracees: set[int] = set()
+_heard: dict[int, int] = {}
 
 
 class Options(IntFlag):
@@ -66,16 +72,20 @@ class Tracee:
     """A seized thread. Leaving the `with` block detaches it; a thread that is gone is no error."""
 
     def __init__(self, tid: int, options: Options = Options.SYSGOOD) -> None:
+        check(lib.core_ptrace(_SEIZE, tid, 0, options), "PTRACE_SEIZE", pid=tid)
+        self._begin(tid)
+
+    def _begin(self, tid: int) -> None:
         self.tid = tid
         self.stopped = False
-        check(lib.core_ptrace(_SEIZE, tid, 0, options), "PTRACE_SEIZE", pid=tid)
+        _heard.pop(tid, None)  # of another, which had the same number
+        _tracees.add(tid)
 
     @classmethod
     def born(cls, tid: int) -> "Tracee":
         """Take a thread that a tracee with Options.CLONE has made: seized with it, and stopped."""
         tracee = cls.__new__(cls)
-        tracee.tid = tid
-        tracee.stopped = False
+        tracee._begin(tid)
         tracee.wait()
         return tracee
 
@@ -105,18 +115,29 @@ class Tracee:
 
         Raises TargetDied when the thread ended instead.
         """
-        return self._stop(os.waitpid(self.tid, WALL)[1])
+        while self.tid not in _heard:
+            self._hear()
+        return self._stop(_heard.pop(self.tid))
 
     def poll(self) -> Stop | None:
         """Return the next stop if it has come; raises as wait does."""
-        try:
-            found, status = os.waitpid(self.tid, WALL | os.WNOHANG)
-        except ChildProcessError as error:  # another thread has executed a program
-            raise NoSuchTask(f"the thread {self.tid} is gone") from error
-        return self._stop(status) if found else None
+        if self.tid not in _heard:
+            _take(self.tid)
+        return self._stop(_heard.pop(self.tid)) if self.tid in _heard else None
+
+    def _hear(self) -> None:
+        """Wait until something happens to any tracee, and take it."""
+        pid = _next_told()
+        if pid in _tracees:
+            _take(pid)
+        else:  # a child of ours has ended, for which somebody else will wait
+            time.sleep(_PAUSE)
+        if pid != self.tid:
+            _take(self.tid)
 
     def _stop(self, status: int) -> Stop:
         if not os.WIFSTOPPED(status):
+            _forget(self.tid)
             raise TargetDied(f"pid {self.tid} ended while it was traced ({_ending(status)})")
         self.stopped = True
         return Stop(os.WSTOPSIG(status), status >> 16)
@@ -141,6 +162,7 @@ class Tracee:
         except (NoSuchTask, TargetDied, ChildProcessError):
             with suppress(ChildProcessError):  # its end is told to us first
                 os.waitpid(self.tid, WALL | os.WNOHANG)
+        _forget(self.tid)
         self.stopped = False
 
     def set_options(self, options: Options) -> None:
@@ -230,10 +252,42 @@ class Tracee:
 def await_any() -> None:
     """Wait until something happens to a tracee of ours, and leave it to be found by poll().
 
-    Where a child of ours has ended and nobody has waited for it, this does not wait; the caller
-    looks again and again then.
+    Where a child of ours has ended and nobody has waited for it, this does not wait long; the
+    caller looks again and again then.
     """
-    os.waitid(os.P_ALL, 0, os.WEXITED | os.WSTOPPED | os.WNOWAIT | WALL)
+    if not _heard and _next_told() not in _tracees:
+        time.sleep(_PAUSE)
+
+
+def reap(tid: int) -> None:
+    """Wait for the end of a tracee, or of a child of ours, that has been killed."""
+    ended = not os.WIFSTOPPED(_heard.get(tid, 0x7F))
+    with suppress(ChildProcessError):
+        while not ended:
+            ended = not os.WIFSTOPPED(os.waitpid(tid, WALL)[1])
+    _forget(tid)
+
+
+def _forget(tid: int) -> None:
+    _tracees.discard(tid)
+    _heard.pop(tid, None)
+
+
+def _take(tid: int) -> None:
+    """Take what is told of a tracee, if it still is: SIGKILL ends a stop."""
+    try:
+        found, status = os.waitpid(tid, WALL | os.WNOHANG)
+    except ChildProcessError as error:  # another thread has executed a program
+        raise NoSuchTask(f"the thread {tid} is gone") from error
+    if found:
+        _heard[found] = status
+
+
+def _next_told() -> int:
+    """Wait until there is something to be told of a child or a tracee; return whose it is."""
+    told = os.waitid(os.P_ALL, 0, os.WEXITED | os.WSTOPPED | os.WNOWAIT | WALL)
+    assert told
+    return told.si_pid
 
 
 def _address(cdata: object) -> int:
