@@ -47,8 +47,11 @@ import select
 poll = select.poll()
 poll.register({parent}, select.POLLIN)
 def killed():
-    with open("/proc/{ours}/status") as status:
-        pending = [line.split()[1] for line in status if line.startswith("SigPnd:")]
+    try:
+        with open("/proc/{ours}/status") as status:
+            pending = [line.split()[1] for line in status if line.startswith("SigPnd:")]
+    except OSError:
+        return True
     return int(pending[0], 16) & 0x100
 while not poll.poll(1000) and not killed():
     pass

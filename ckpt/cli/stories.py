@@ -14,7 +14,7 @@ from ckpt.log import ERROR, INFO, WARNING, LineLog
 from ckpt.options import DumpOptions, RestoreOptions
 
 _PAGE, _TIMEOUT = 4096, 10
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LET_GO, _CLEAN_UP = 1, 10
 _STUCK = "stopping the process takes too long: it is in the kernel, which does not let go of it"
 
@@ -24,7 +24,10 @@ def tell(arguments: Arguments) -> int:
     story = _dump if arguments.verb == "dump" else _restore
     log = _open_log(arguments)
     for signo in _SIGNALS:
-        signal.signal(signo, _interrupt)
+        if signal.getsignal(signo) is not signal.SIG_IGN:  # nohup
+            signal.signal(signo, _interrupt)
+    if story is _dump:  # what the process writes would wait for an answer until we go on
+        signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, _too_long)
     try:
         return story(arguments, log)

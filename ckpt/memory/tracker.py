@@ -8,7 +8,6 @@ to be protected again. Memory that is discarded, unmapped or moved loses its pro
 pages; those ranges are kept apart as lost: there the log is blind.
 """
 
-import errno
 import os
 import threading
 import time
@@ -28,7 +27,7 @@ PAGE = 4096
 Pages: TypeAlias = "array[int]"
 """Addresses of pages, eight bytes each: there may be millions."""
 _CHUNK = 64 << 20  # what one ioctl protects: it holds up who wants to map
-_PATIENCE_S = 10.0
+_PATIENCE_S, _PAUSE_S = 60.0, 0.0005
 _SLOWER, _SLOWEST_NS = 2, 500_000  # than copying a page; a call may fault on thousands
 
 
@@ -122,8 +121,12 @@ class Tracker:
             if done:
                 deadline = time.monotonic() + _PATIENCE_S
             elif time.monotonic() > deadline:
-                raise KernelError(errno.ENOENT, "UFFDIO_WRITEPROTECT", addr=left[0][0])
+                raise CkptError(
+                    "the process changes its mappings all the time: they cannot be protected",
+                    hint="--engine stop copies its memory while it stands still",
+                )
             else:
+                time.sleep(_PAUSE_S)  # who changes them needs the CPU to come to an end
                 left = self._left(left)
 
     def _left(self, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -33,8 +33,8 @@ PEERS = Path(os.environ.get("CKPT_PEERS", REPO / ".cache/peers"))
 DEADLINE = 120.0
 LOOK_EVERY = 0.0003
 PR_SET_CHILD_SUBREAPER = 36
-REQUEST, ANSWER, WHAT, RESULT, SPIN, LONGEST = range(6)
-SUM, FORK = 1, 2
+REQUEST, ANSWER, WHAT, RESULT, SPIN, LONGEST, VISITS = range(7)
+SUM, FORK, VISIT = 1, 2, 3
 
 Samples = dict[str, list[float]]
 """Figures by name; times in ms, memory in MiB."""
@@ -112,6 +112,10 @@ class Target:
         self.request(what)
         wait_until(self.answered, "answer of the target")
         return self._get(RESULT)
+
+    def visits(self) -> int:
+        """How many pages it has read since it was started, when that is what it was asked for."""
+        return self._get(VISITS)
 
     def reap(self) -> None:
         os.waitpid(self.pid, 0)

@@ -17,13 +17,15 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from tests.bench.bench import (
     HERE,
     REPO,
     SUM,
+    VISIT,
     Samples,
     Target,
     Tool,
@@ -33,8 +35,10 @@ from tests.bench.bench import (
     tools,
     wait_until,
 )
-from tests.bench.lazy_report import FIGURES, WAYS, Results, demands, write
+from tests.bench.lazy_report import FIGURES, PACES, WAYS, Results, demands, write
 
+Wait = Callable[[Callable[[], bool], str], None]
+AFTERWARDS = 0.3  # s
 SIZES, QUICK = [64, 256, 1024, 4096, 8192], {"sizes": [64, 1024], "rounds": 1}
 
 
@@ -71,6 +75,8 @@ class Bench:
         """Take a sample from the page cache and one from the disk; returns as _once."""
         if not self._once(way, target, images, samples):
             return False
+        if "lazy" in way:
+            self._at_work(way, target, images, samples)
         cold: Samples = defaultdict(list)
         make_cold(images)
         if not self._once(way, target, images, cold):
@@ -104,12 +110,20 @@ class Bench:
         _end(target)
         return True
 
-    def _lazy(self, target: Target, images: Path, samples: Samples) -> None:
+    def _at_work(self, way: str, target: Target, images: Path, samples: Samples) -> None:
+        """Have it read pages at random from its first answer on, and once more when all are in."""
+        measure = self._lazy if way == "lazy" else self._criu_lazy
+        measure(target, images, defaultdict(list), partial(_visiting, target, samples))
+        _end(target)
+
+    def _lazy(
+        self, target: Target, images: Path, samples: Samples, wait: Wait = wait_until
+    ) -> None:
         figures = images / f"lazy-{target.pid}.json"
         figures.unlink(missing_ok=True)
         began = time.monotonic()
         ran = self._tools["ckpt"].restore(target, images, "--lazy-pages", "--no-record")
-        wait_until(figures.exists, "end of the pager")
+        wait(figures.exists, "end of the pager")
         samples["first answer"].append(ran.answer)
         samples["all in"].append((time.monotonic() - began) * 1e3)
         told = json.loads(figures.read_text())
@@ -129,14 +143,16 @@ class Bench:
         samples["first answer"].append(ran.answer)
         samples["all in"].append(ran.wall)
 
-    def _criu_lazy(self, target: Target, images: Path, samples: Samples) -> None:
+    def _criu_lazy(
+        self, target: Target, images: Path, samples: Samples, wait: Wait = wait_until
+    ) -> None:
         """Measure from the start of the daemon: nothing can be restored before it is there."""
         began = time.monotonic()
         with _daemon(self._tools["criu"], images) as daemon:
             waited = (time.monotonic() - began) * 1e3
             ran = self._tools["criu"].restore(target, images, "--lazy-pages")
             samples["first answer"].append(waited + ran.answer)
-            wait_until(lambda: daemon.poll() is not None, "end of CRIU's daemon")
+            wait(lambda: daemon.poll() is not None, "end of CRIU's daemon")
         if daemon.returncode:
             raise SystemExit(f"criu lazy-pages: exit code {daemon.returncode}")
         samples["all in"].append((time.monotonic() - began) * 1e3)
@@ -151,6 +167,26 @@ class Bench:
                 if process.stdout is None or process.stdout.read(1) != b".":
                     raise SystemExit("mapped: it has ended")
                 samples[figure].append((time.monotonic() - began) * 1e3)
+
+
+def _visiting(target: Target, samples: Samples, condition: Callable[[], bool], what: str) -> None:
+    """Wait for something, and see how many pages it reads a second until then, and afterwards."""
+    target.ask(VISIT)
+    for figure, is_over in zip(PACES, (condition, _later(AFTERWARDS)), strict=True):
+        since, before = time.monotonic(), target.visits()
+        wait_until(is_over, what)
+        samples[figure].append((target.visits() - before) / (time.monotonic() - since))
+    target.ask(0)
+
+
+def _later(seconds: float) -> Callable[[], bool]:
+    begun: list[float] = []
+
+    def is_over() -> bool:
+        begun.append(time.monotonic())
+        return begun[-1] - begun[0] >= seconds
+
+    return is_over
 
 
 def make_cold(images: Path) -> None:

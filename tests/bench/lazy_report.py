@@ -13,6 +13,7 @@ Results = dict[int, dict[str, Samples]]
 """Samples by MiB and by way; times in ms, waits for a fault in us."""
 
 FIGURES = ("first answer", "all in")
+PACES = ("visits a second until all is in", "visits a second afterwards")
 LARGEST_GROWTH, SOONER_THAN_CRIU, LARGE = 1.3, 20, 4096
 _FAULTS = ("faults", "fault, median", "fault, p99", "fault, max")
 _COLOURS = ("#1b7837", "#7fbf7b", "#b2182b", "#ef8a62", "#999999")
@@ -51,6 +52,13 @@ all its memory, which is compared: with the image in the page cache, and (**cold
 | MiB | figure | {heads} |
 | --- | --- |{rules}
 {rows}
+
+What a process gets done meanwhile: pages that it reads at random, one after the other by one
+thread, in thousands a second, from its first answer until all is in, and when all is.
+
+| MiB | lazy, until all is in | afterwards | CRIU lazy, until all is in | afterwards |
+| --- | --- | --- | --- | --- |
+{paces}
 
 How long who faults has to wait for a page, from when the pager has read the fault, in us:
 
@@ -135,6 +143,7 @@ def markdown(results: Results, found: list[Demand]) -> str:
         rules=" --- |" * len(WAYS),
         rows="\n".join(_rows(results)),
         faults="\n".join(_waits(results)),
+        paces="\n".join(_paces(results)),
     )
 
 
@@ -143,6 +152,13 @@ def _rows(results: Results) -> Iterator[str]:
         for figure in (*FIGURES, *(f"{figure}, cold" for figure in FIGURES)):
             cells = (_median(results, mib, way, figure) for way in WAYS)
             yield f"| {mib} | {figure} | {' | '.join(map(_number, cells))} |"
+
+
+def _paces(results: Results) -> Iterator[str]:
+    for mib in sorted(results):
+        found = [_median(results, mib, w, pace) for w in ("lazy", "CRIU lazy") for pace in PACES]
+        cells = (_number(value and value / 1000) for value in found)
+        yield f"| {mib} | {' | '.join(cells)} |"
 
 
 def _waits(results: Results) -> Iterator[str]:

@@ -19,14 +19,16 @@
 #include <unistd.h>
 
 enum { WORDS_OF_PAGE = 512, IDLE_THREADS = 3 };
+enum request { NOTHING, SUM_UP, FORK, VISIT };
 
 struct talk {
 	_Atomic uint64_t request;	/* raised by the bench; the target answers by the same number */
 	_Atomic uint64_t answer;
-	_Atomic uint64_t what;		/* of the request: 0 nothing, 1 sum up memory, 2 fork */
+	_Atomic uint64_t what;		/* of the request: an enum request */
 	_Atomic uint64_t result;
 	_Atomic uint64_t spin;		/* look at the clock as fast as it goes */
 	_Atomic uint64_t longest;	/* ns between two looks */
+	_Atomic uint64_t visits;	/* of pages, anywhere */
 };
 
 static struct talk *talk;
@@ -70,11 +72,27 @@ static uint64_t fork_ns(void)
 	return took;
 }
 
+/* Read a word of a page, and of another, until we are asked for something else. */
+static void visit(uint64_t request)
+{
+	uint64_t state = request, pages = words / WORDS_OF_PAGE;
+
+	while (talk->request == request) {
+		state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+		talk->result += memory[(state >> 20) % pages * WORDS_OF_PAGE];
+		talk->visits++;
+	}
+}
+
 static void answer(uint64_t request)
 {
-	if (talk->what)
-		talk->result = talk->what == 1 ? sum() : fork_ns();
+	if (talk->what == SUM_UP)
+		talk->result = sum();
+	if (talk->what == FORK)
+		talk->result = fork_ns();
 	talk->answer = request;
+	if (talk->what == VISIT)
+		visit(request);
 }
 
 static void *idle(void *arg)

@@ -2,6 +2,7 @@
 """Passes before the freeze, at a pace, and what is said of them; also for others' processes."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from bystander import ckpt, python
 from programs import program
-from target import DEADLINE, REPO, Ckpt, Target
+from target import DEADLINE, REPO, Ckpt, Target, wait_until
 
 from ckpt.errors import OptionsError
 
@@ -82,3 +83,18 @@ def test_another_users(place: Path) -> None:
         target.judge("the target itself", place / "images")
         Ckpt().restore(target, place / "images")
         target.judge("the copy", place / "images")
+
+
+@pytest.mark.parametrize("signo", [signal.SIGTSTP, signal.SIGHUP], ids=lambda signo: signo.name)
+def test_a_terminal_does_no_harm(signo: signal.Signals, place: Path) -> None:
+    """A dump that stood still would have its target wait for it; one that is hung up lets go."""
+    images = place / "images"
+    with Target(WRITING, place / "target") as target:
+        argv = [sys.executable, "-m", "ckpt", "dump", "-R", "-t", str(target.pid)]
+        argv += ["-D", str(images), "--max-rate", "32M"]
+        with subprocess.Popen(argv, cwd=REPO, stderr=subprocess.DEVNULL) as dump:
+            wait_until(lambda: (images / "pages-1.img").exists(), "begin of the copying")
+            dump.send_signal(signo)
+            code = dump.wait(DEADLINE)
+        assert (code, images.exists()) == ((0, True) if signo == signal.SIGTSTP else (129, False))
+        target.judge("the target itself", place)

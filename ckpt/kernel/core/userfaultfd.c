@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MESSAGES = 64 };
+enum { MESSAGES = 64, ATTEMPTS = 100 };
 enum { LONGEST_DELAY = 5000000 }; /* ns: a target hardly notices that */
 
 static int64_t writeprotect(int32_t fd, uint64_t start, uint64_t len, uint64_t mode)
@@ -21,12 +21,23 @@ static int64_t writeprotect(int32_t fd, uint64_t start, uint64_t len, uint64_t m
 	return ioctl(fd, UFFDIO_WRITEPROTECT, &wp) < 0 ? -errno : 0;
 }
 
+/* As above; many threads may be changing mappings, and there is a moment without an event soon. */
+static int64_t writeprotect_soon(int32_t fd, uint64_t start, uint64_t len, uint64_t mode)
+{
+	int64_t ret;
+
+	for (int i = 0; i < ATTEMPTS; i++)
+		if ((ret = writeprotect(fd, start, len, mode)) != -EAGAIN)
+			break;
+	return ret;
+}
+
 int64_t core_uffd_protect(int32_t fd, const struct core_range *ranges, size_t n, int32_t protect)
 {
 	uint64_t mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0;
 
 	for (size_t i = 0; i < n; i++) {
-		int64_t ret = writeprotect(fd, ranges[i].start, ranges[i].len, mode);
+		int64_t ret = writeprotect_soon(fd, ranges[i].start, ranges[i].len, mode);
 
 		/*
 		 * EAGAIN: an event has to be read first. ENOENT: something in the range is not
