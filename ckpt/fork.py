@@ -29,6 +29,7 @@ from ckpt.log import INFO
 from ckpt.mappings import Mappings
 from ckpt.memory import pages, vmas
 from ckpt.memory.layout import Range, subtract, union
+from ckpt.memory.pace import Pace
 from ckpt.memory.vmas import MAP_HUGETLB
 from ckpt.snapshot import Snapshot, open_proc
 
@@ -55,6 +56,7 @@ class Fork:
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot, self.pid = snapshot, snapshot.pid
         self._log = snapshot.files.options.log
+        self._pace = Pace(snapshot.files.options.max_rate)
         self._mappings = Mappings(snapshot)
         self._kept: dict[int, Kept] = {}
         self._kept_fd = -1
@@ -239,6 +241,7 @@ class Fork:
                     given, waiting = given + pieces, waiting + size
                 writer.pwrite(view, base + offset)
                 self._log.copied(base + offset + size, writer.size)
+                self._pace.copied(size)
                 if waiting >= _GIVE_BACK:
                     child.forget(NR.madvise, given, _DONTNEED)
                     given, waiting = [], 0

@@ -63,9 +63,9 @@ def untouched(task: Task, before: tuple[object, ...]) -> None:
 
 @contextlib.contextmanager
 def dumping(pid: int, images: Path) -> Iterator[subprocess.Popen[str]]:
-    """A dump that has made its child, which it is still copying."""
+    """A dump that has made its child, which it is still copying: for half a second at least."""
     argv = [sys.executable, "-m", "ckpt", "dump", "-t", str(pid), "-D", str(images)]
-    argv += ["-R", "--engine", "fork"]
+    argv += ["-R", "--engine", "fork", "--max-rate", "384M"]
     with subprocess.Popen(argv, cwd=REPO, stderr=subprocess.PIPE, text=True) as dump:
         try:
             wait_until(lambda: offspring(pid) or dump.poll() is not None, "child")
