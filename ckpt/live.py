@@ -110,6 +110,9 @@ class Live:
         """Copy once more what was written meanwhile, until little is left again."""
         with _alive(self.pid):
             self._converge()
+            if self._coverage.guarded:  # looked for as late as can be: nothing tells of them
+                self._coverage.look_for_guards()
+                self._converge()
         self._plan = _spans(self._mappings.vmas, self._coverage.seen)
         self._tracker.let_run()
 

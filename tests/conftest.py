@@ -3,8 +3,14 @@
 
 import importlib.util
 import os
+import signal
 
 import pytest
+
+
+def pytest_sessionstart() -> None:
+    """A shell's background jobs ignore it, and so would all that we start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

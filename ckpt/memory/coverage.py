@@ -22,6 +22,8 @@ class Coverage:
     def __init__(self, tracker: Tracker, pagemap: int) -> None:
         self.seen: list[Range] = []
         """Where every page that comes up or is written to is in the log."""
+        self.guarded = False
+        """Whether there have been guard pages: others may come and go at any time."""
         self._tracker, self._pagemap = tracker, pagemap
         self._lost: list[Range] = []
 
@@ -53,6 +55,7 @@ class Coverage:
             unseen = intersect(unseen, union((a & -_BLOCK, -(-b & -_BLOCK)) for a, b in within))
         found = self._scan(unseen, _HERE | Page.GUARD)
         guarded = _blocks(run for run in found if run.categories & Page.GUARD)
+        self.guarded |= bool(guarded)
         here = [run for run in found if not run.categories & Page.GUARD]
         blocks = subtract(intersect(_blocks(here), unseen), guarded)
         self._tracker.protect(blocks)
@@ -62,7 +65,9 @@ class Coverage:
 
     def look_for_guards(self) -> None:
         """Lose sight of the blocks where guard pages have come up."""
-        self.lose(_blocks(self._scan(self.seen, Page.GUARD)))
+        guarded = _blocks(self._scan(self.seen, Page.GUARD))
+        self.guarded |= bool(guarded)
+        self.lose(guarded)
 
     def _scan(self, ranges: Iterable[Range], any_of: Page) -> list[Region]:
         return [
