@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from struct import Struct
 from typing import NamedTuple, Self
 
@@ -205,10 +205,10 @@ def _let_go(pid: int, ours: int, parent: int) -> None:
         for number in os.listdir(f"/proc/{ours}/fd"):
             if os.readlink(f"/proc/{ours}/fd/{number}") == "anon_inode:[userfaultfd]":
                 uffd = Userfaultfd(pidfd_getfd(parent, int(number)))
-                for entry in maps.maps(pid):
-                    uffd.unregister(entry.start, entry.end)
-                uffd.wake_all()
-                uffd.close()
+                with closing(uffd):
+                    for entry in maps.maps(pid):
+                        uffd.unregister(entry.start, entry.end)
+                    uffd.wake_all()
 
 
 def _keep_promises(pidfd: int, memory: mmap.mmap) -> None:

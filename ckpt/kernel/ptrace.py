@@ -261,7 +261,7 @@ def await_any() -> None:
 
 def reap(tid: int) -> None:
     """Wait for the end of a tracee, or of a child of ours, that has been killed."""
-    ended = not os.WIFSTOPPED(_heard.get(tid, 0x7F))
+    ended = tid in _heard and not os.WIFSTOPPED(_heard[tid])
     with suppress(ChildProcessError):
         while not ended:
             ended = not os.WIFSTOPPED(os.waitpid(tid, WALL)[1])

@@ -93,9 +93,13 @@ def test_a_terminal_does_no_harm(signo: signal.Signals, place: Path) -> None:
     with Target(WRITING, place / "target") as target:
         argv = [sys.executable, "-m", "ckpt", "dump", "-R", "-t", str(target.pid)]
         argv += ["-D", str(images), "--max-rate", "32M"]
-        with subprocess.Popen(argv, cwd=REPO, stderr=subprocess.DEVNULL) as dump:
-            wait_until(lambda: (images / "pages-1.img").exists(), "begin of the copying")
-            dump.send_signal(signo)
-            code = dump.wait(DEADLINE)
+        # In a group of its own: nothing stops one whose group is an orphan (setpgid(2)).
+        with subprocess.Popen(argv, cwd=REPO, stderr=subprocess.DEVNULL, process_group=0) as dump:
+            try:
+                wait_until(lambda: (images / "pages-1.img").exists(), "begin of the copying")
+                dump.send_signal(signo)
+                code = dump.wait(DEADLINE)
+            finally:
+                dump.kill()
         assert (code, images.exists()) == ((0, True) if signo == signal.SIGTSTP else (129, False))
         target.judge("the target itself", place)
