@@ -139,8 +139,7 @@ def look_ahead(snapshot: Snapshot, questions: Questions, memory: Engine, glance:
 def take_core(snapshot: Snapshot, questions: Questions, frozen: Frozen, seen: Seen) -> None:
     """Take what a task is but for files and memory, as the kernel gives it."""
     questions.take(frozen, seen)
-    for one in frozen.threads:
-        snapshot.registers[one.tid] = regs.take(one.tracee, one.resumption.image), one.sigmask
+    snapshot.registers = {one.tid: one.resumption.image for one in frozen.threads}
 
 
 def put_core(snapshot: Snapshot, questions: Questions) -> None:
@@ -149,17 +148,17 @@ def put_core(snapshot: Snapshot, questions: Questions) -> None:
     snapshot.stat = procfs.parse_stat(questions.stat)
     snapshot.status = procfs.parse_status(questions.status)
     snapshot.mm = questions.of_mm()
-    for tid, (raw, sigmask) in snapshot.registers.items():
+    for tid, registers in snapshot.registers.items():
         if questions.has_seccomp(tid):
             raise Unsupported(f"thread {tid} of pid {pid} has just got a seccomp filter")
-        record, clear_tid = questions.of_thread(tid)
+        state, record, clear_tid = questions.of_thread(tid)
         core = pb.core_entry(mtype=regs.MACHINE, thread_core=record)
-        regs.dump(raw, clear_tid, core)
+        regs.dump(registers, state, clear_tid, core)
         if tid == pid:
             core.tc.CopyFrom(questions.of_process())
-            core.tc.blk_sigset = sigmask
+            core.tc.blk_sigset = state.sigmask
         else:
-            core.thread_core.blk_sigset = sigmask
+            core.thread_core.blk_sigset = state.sigmask
         snapshot.cores[tid] = core
 
 

@@ -16,29 +16,28 @@ from ckpt.errors import NoSuchTask, TargetDied
 from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import Regs
-from ckpt.kernel.ptrace import EVENT_STOP, Options, Tracee, await_any, reap
-from ckpt.task.restart import Sleep, Wait, resumption, sleeps
+from ckpt.kernel.ptrace import EVENT_STOP, Options, Tracee, await_any, hear, reap
+from ckpt.kernel.threads import Order, State, Then, send, take
+from ckpt.task.restart import Resumption, Sleep, Wait, resumption, sleeps
 
 _GROUP_STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
 
 class FrozenThread:
-    """A stopped thread: its tracee, its signal mask, and how it goes on, here and in the image."""
+    """A stopped thread: its tracee, what it is, and how it goes on, here and in the image."""
 
-    __slots__ = ("resumption", "sigmask", "stop_signal", "tracee")
+    __slots__ = ("resumption", "state", "stop_signal", "tracee")
 
     def __init__(
-        self,
-        tracee: Tracee,
-        stop_signal: int,
-        sleep: Sleep | None,
-        now: int,
-        earlier: Wait | None,
+        self, tracee: Tracee, stop_signal: int, state: State, resumption: Resumption
     ) -> None:
-        self.tracee = tracee
-        self.stop_signal = stop_signal
-        self.sigmask = tracee.sigmask()
-        self.resumption = resumption(tracee, self.sigmask, sleep, now, earlier)
+        self.tracee, self.stop_signal = tracee, stop_signal
+        self.state, self.resumption = state, resumption
+
+    @property
+    def sigmask(self) -> int:
+        """Its blocked signals."""
+        return self.state.sigmask
 
     @property
     def regs(self) -> Regs:
@@ -125,16 +124,25 @@ class Frozen:
             raise NoSuchTask(f"pid {self.pid}: it ended, or its first thread did")
 
     def _await_all(self, fresh: list[Tracee]) -> None:
-        """Wait for the stops we asked for, as they come.
+        """Wait for the stops we asked for, and see at once to how each thread goes on.
 
-        In no order: a thread that executes a program waits until we have taken note of the end of
-        all the others (de_thread in fs/exec.c), and the end of a first thread is told last.
+        They come in no order: a thread that executes a program waits until we have taken note of
+        the end of all the others (de_thread in fs/exec.c).
         """
-        while left := [tracee for tracee in fresh if not self._has_stopped(tracee)]:
+        stopped: dict[Tracee, int] = {}
+        while fresh:
+            hear(fresh)
+            signals = {tracee: self._stopped_by(tracee) for tracee in fresh}
+            stopped |= {tracee: signo for tracee, signo in signals.items() if signo is not None}
+            fresh = [one for one in fresh if one not in stopped and one.tid in self._seized]
             self.threads = [one for one in self.threads if not self._is_dead(one.tracee)]
-            if len(left) == len(fresh):
-                await_any()
-            fresh = left
+        for (tracee, signo), state in zip(stopped.items(), take([*stopped]), strict=True):
+            self.threads.append(FrozenThread(tracee, signo, state, self._goes_on(tracee, state)))
+        self.threads.sort(key=lambda thread: thread.tid != self.pid)
+
+    def _goes_on(self, tracee: Tracee, state: State) -> Resumption:
+        tid = tracee.tid
+        return resumption(tracee, state, self._sleeps.get(tid), self._since, self._earlier.get(tid))
 
     def _living(self) -> list[Tracee]:
         return [tracee for tracee in [*self._seized.values()] if not self._is_dead(tracee)]
@@ -148,23 +156,21 @@ class Frozen:
             return True
         return False
 
-    def _has_stopped(self, tracee: Tracee) -> bool:
-        """Say whether a thread has stopped, or is no more; signals that come first it gets."""
+    def _stopped_by(self, tracee: Tracee) -> int | None:
+        """Return the signal of the group stop that a thread is in, 0 if it has stopped for us.
+
+        None if it has not, or is no more; signals that come first it gets.
+        """
         try:
             stop = tracee.poll()
             if stop and stop.event != EVENT_STOP:
                 tracee.cont(0 if stop.event else stop.signo)
         except (TargetDied, NoSuchTask):
             del self._seized[tracee.tid]
-            return True
+            return None
         if not stop or stop.event != EVENT_STOP:
-            return False
-        group_stop = stop.signo if stop.signo in _GROUP_STOPS else 0
-        sleep, now = self._sleeps.get(tracee.tid), self._since
-        earlier = self._earlier.get(tracee.tid)
-        self.threads.append(FrozenThread(tracee, group_stop, sleep, now, earlier))
-        self.threads.sort(key=lambda thread: thread.tid != self.pid)
-        return True
+            return None
+        return stop.signo if stop.signo in _GROUP_STOPS else 0
 
     def _hurry(self) -> None:
         """Come before all ordinary tasks: while we wait for a CPU, the process stands still."""
@@ -187,10 +193,13 @@ class Frozen:
                     tracee.interrupt()
         while not all(tracee.stopped for tracee in self._living()):
             await_any()
-        for tracee in self._seized.values():
-            tracee.detach()
-        self._seized.clear()
+        with suppress(NoSuchTask):
+            send(Order(tracee, Then.DETACH) for tracee in self._seized.values())
         self._thawed()
+        for tracee in self._seized.values():
+            if tracee.stopped:  # it has been killed
+                tracee.detach()
+        self._seized.clear()
         self.calm()
 
     def _thawed(self) -> None:

@@ -25,6 +25,7 @@ from ckpt.kernel.ffi import check
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.pidfd import pidfd_getfd
 from ckpt.kernel.procfs import PosixTimer
+from ckpt.kernel.ptrace import hear
 from ckpt.kernel.remote import (
     At,
     Batch,
@@ -37,6 +38,7 @@ from ckpt.kernel.remote import (
     find_syscall,
     quiet_signal,
 )
+from ckpt.kernel.threads import State, send
 from ckpt.kernel.userfaultfd import (
     UFFDIO_API,
     USERFAULTFD_IOC_NEW,
@@ -68,19 +70,31 @@ class _Lent(NamedTuple):
     batch: Batch
 
 
+def _set_out(lent: list[_Lent], gadget: Gadget) -> list[_Lent]:
+    """Set all threads off, the leader first; returns those that have still to be waited for."""
+    leader = lent[0]
+    one = leader.one
+    left = leader.remote.attach(one.regs, one.sigmask, gadget, leader.batch)
+    away = lent if left else lent[1:]
+    send(each.remote.setting_out(each.one.regs, each.one.sigmask, each.batch) for each in away)
+    return away
+
+
 def _bring_home(away: list[_Lent]) -> None:
     """Wait for all these threads; who is not to detach the segment goes home at once.
 
     All of them must be out of the stub before it goes, whatever became of their calls.
     """
-    failed: list[KernelError] = []
+    hear(each.one.tracee for each in away)
+    failed, homeward = [], []
     for each in away:
         try:
             each.remote.finish(each.batch)
         except KernelError as error:
             failed.append(error)
         if each.one.tid != each.remote.tgid:
-            each.remote.go_home(each.one.regs, each.one.sigmask)
+            homeward += each.remote.going_home(each.one.regs, each.one.sigmask)
+    send(homeward)
     if failed:
         raise failed[0]
 
@@ -163,7 +177,7 @@ class Questions:
             self._gadget, leader.one.regs, [(each.remote, each.one.sigmask) for each in lent]
         )
         try:
-            away = self._set_out(lent)
+            away = _set_out(lent, self._gadget)
             try:
                 yield
             finally:
@@ -175,15 +189,6 @@ class Questions:
 
     def _of(self, one: FrozenThread) -> Batch:
         return self._of_thread(one.tid).batch
-
-    def _set_out(self, lent: "list[_Lent]") -> "list[_Lent]":
-        """Set all threads off; returns those that have still to be waited for, the leader last."""
-        leader, others = lent[0], lent[1:]
-        one = leader.one
-        left = leader.remote.set_out(one.regs, one.sigmask, self._gadget, leader.batch)
-        for each in others:
-            each.remote.start(each.one.regs, each.one.sigmask, each.batch)
-        return [*others, leader] if left else others
 
     def _check_alone(self, frozen: Frozen, seen: Seen) -> None:
         """Refuse children that came since we looked for them. Raises Unsupported."""
@@ -199,7 +204,7 @@ class Questions:
         self._process = process.take(frozen.leader.tracee, frozen.leader.stop_signal, seen.read)
         self._auxv = seen.read(self.pid, "auxv")
         for one in frozen.threads:
-            self._taken[one.tid] = thread.take(one.tracee, seen.read)
+            self._taken[one.tid] = thread.take(one.tracee, one.state, seen.read)
 
     @property
     def stat(self) -> bytes:
@@ -225,14 +230,20 @@ class Questions:
         stat = procfs.parse_stat(self._process.stat)
         return self._ask_mm(stat, procfs.parse_auxv(self._auxv))
 
-    def of_thread(self, tid: int) -> tuple[pb.thread_core_entry, int]:
-        """Return the record of a thread, and its clear_tid address."""
-        return self._threads[tid].thread(self._taken[tid])
+    def of_thread(self, tid: int) -> tuple[State, pb.thread_core_entry, int]:
+        """Return what a thread was, its record, and its clear_tid address."""
+        taken = self._taken[tid]
+        return taken.state, *self._threads[tid].thread(taken)
 
     def _remote(self, one: FrozenThread, seen: Seen) -> Remote:
         status = seen.read(one.tid, "status")
-        signo = quiet_signal(*procfs.signal_sets(status))
-        return Remote(one.tracee, self.pid, self._of_thread(one.tid).slot, signo=signo)
+        thread, process, caught = procfs.signal_sets(status)
+        return Remote(
+            one.tracee,
+            self.pid,
+            self._of_thread(one.tid).slot,
+            signo=quiet_signal(caught, thread | process),
+        )
 
 
 class _Program:

@@ -12,11 +12,11 @@ from ckpt.guard import Guard
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.kernel import procfs
+from ckpt.kernel.arch import Regs
 from ckpt.kernel.maps import SmapsEntry
 from ckpt.memory import shmem
 from ckpt.memory.pages import Counts
 from ckpt.options import DumpOptions
-from ckpt.task import regs
 from ckpt.task.restart import Wait
 
 
@@ -61,8 +61,8 @@ class Snapshot:
         self.entries: list[pb.file_entry] = []
         self.vmas: list[pb.vma_entry] = []
         self.cores: dict[int, pb.core_entry] = {}
-        self.registers: dict[int, tuple[regs.Raw, int]] = {}
-        """Of each thread, and its clear_tid: put into its core when it may run again."""
+        self.registers: dict[int, Regs] = {}
+        """Of each thread, as they are to be saved."""
         self.own_namespaces: list[str] = []
         self.mm: pb.mm_entry
         self.stat: procfs.Stat

@@ -12,6 +12,7 @@ from cffi import FFI
 
 CORE = Path("ckpt/kernel/core")
 ARCH = platform.machine()
+COMMON = ("calls.c", "many.c", "threads.c", "userfaultfd.c")
 
 
 def declarations(header: str) -> str:
@@ -24,10 +25,7 @@ ffi.cdef(declarations((Path(__file__).parent / "core/core.h").read_text()))
 ffi.set_source(
     "ckpt.kernel._core",
     '#include "core.h"',
-    sources=[
-        str(CORE / name)
-        for name in ("calls.c", "many.c", "userfaultfd.c", f"cpu_{ARCH}.c", f"remote_{ARCH}.c")
-    ],
+    sources=[str(CORE / name) for name in (*COMMON, f"cpu_{ARCH}.c", f"remote_{ARCH}.c")],
     include_dirs=[str(CORE)],
     depends=[str(CORE / "core.h")],
     extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],

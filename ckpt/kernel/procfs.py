@@ -311,13 +311,13 @@ _SIGNAL_SETS = re.compile(
 )
 
 
-def signal_sets(status: bytes) -> tuple[int, int]:
-    """The signals that are caught, and those that are pending, of a raw `status`: in no time."""
+def signal_sets(status: bytes) -> tuple[int, int, int]:
+    """The signals pending for the thread and for the process, and those caught: in no time."""
     match = _SIGNAL_SETS.search(status)
     if match is None:
         raise KernelError(errno.EPROTO, "reading the signals of /proc/PID/status")
     thread, process, caught = (int(mask, 16) for mask in match.groups())
-    return caught, thread | process
+    return thread, process, caught
 
 
 def parse_status(text: bytes) -> Status:

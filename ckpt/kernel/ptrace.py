@@ -15,6 +15,7 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from enum import IntFlag
 from types import TracebackType
@@ -115,25 +116,16 @@ class Tracee:
 
         Raises TargetDied when the thread ended instead.
         """
-        while self.tid not in _heard:
-            self._hear()
-        return self._stop(_heard.pop(self.tid))
+        hear([self])
+        stop = self.poll()
+        assert stop
+        return stop
 
     def poll(self) -> Stop | None:
         """Return the next stop if it has come; raises as wait does."""
         if self.tid not in _heard:
             _take(self.tid)
         return self._stop(_heard.pop(self.tid)) if self.tid in _heard else None
-
-    def _hear(self) -> None:
-        """Wait until something happens to any tracee, and take it."""
-        pid = _next_told()
-        if pid in _tracees:
-            _take(pid)
-        else:  # a child of ours has ended, for which somebody else will wait
-            time.sleep(_PAUSE)
-        if pid != self.tid:
-            _take(self.tid)
 
     def _stop(self, status: int) -> Stop:
         if not os.WIFSTOPPED(status):
@@ -162,6 +154,10 @@ class Tracee:
         except (NoSuchTask, TargetDied, ChildProcessError):
             with suppress(ChildProcessError):  # its end is told to us first
                 os.waitpid(self.tid, WALL | os.WNOHANG)
+        self.forget()
+
+    def forget(self) -> None:
+        """Take note that it is not ours any more."""
         _forget(self.tid)
         self.stopped = False
 
@@ -247,6 +243,22 @@ class Tracee:
         self._do(_GET_RSEQ, "PTRACE_GET_RSEQ_CONFIGURATION", 24, _address(config))
         pointer = config[0] | config[1] << 32
         return Rseq(pointer, config[2], config[3], config[4]) if pointer else None
+
+
+def hear(tracees: Iterable[Tracee]) -> None:
+    """Wait until each of them has stopped or is gone: poll() then says which."""
+    tids = [tracee.tid for tracee in tracees if tracee.tid not in _heard]
+    told = ffi.new("struct core_told[]", [{"tid": tid} for tid in tids])
+    while True:
+        count = lib.core_hear(told, len(tids))
+        _heard.update((one.tid, one.status) for one in told if one.status)
+        if count == len(tids):
+            return
+        pid = _next_told()
+        if pid in _tracees and pid not in tids:
+            _take(pid)
+        elif pid not in tids:  # a child of ours has ended, for which somebody else will wait
+            time.sleep(_PAUSE)
 
 
 def await_any() -> None:

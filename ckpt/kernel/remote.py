@@ -25,6 +25,8 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import reduce
+from operator import or_
 from struct import Struct
 from types import TracebackType
 from typing import NamedTuple
@@ -34,6 +36,7 @@ from ckpt.kernel.arch import NO_SYSCALL, NR, Regs, find_gadget, find_hold, hold,
 from ckpt.kernel.ffi import check, ffi, lib, syscall
 from ckpt.kernel.nsfs import entered, is_ours
 from ckpt.kernel.ptrace import SYSCALL_STOP, Tracee
+from ckpt.kernel.threads import Order, Then, send
 
 _IPC_CREAT, _IPC_RMID, _IPC_SET, _SHM_EXEC, _SHM_NORESERVE = 0o1000, 0, 1, 0o100000, 0o10000
 _STUB_ROOM = 1024
@@ -309,18 +312,20 @@ class Remote:
 
         regs and sigmask are what the thread is to go home with.
         """
-        if self.set_out(regs, sigmask, gadget, batch):
-            self.finish(batch)
+        if self.attach(regs, sigmask, gadget, batch):
+            self.run(batch, regs, sigmask)
         self.slot.segment.remove()
 
-    def set_out(self, regs: Regs, sigmask: int, gadget: Gadget, batch: Batch) -> bool:
-        """Attach the segment and set off on a batch; say whether that has still to be finished."""
+    def attach(self, regs: Regs, sigmask: int, gadget: Gadget, batch: Batch) -> bool:
+        """Attach the segment; say whether the batch has still to be made.
+
+        Where the code has no place to be held at, it is made on the way.
+        """
         if gadget.hold:
             self._attach(regs, gadget)
-            self.start(regs, sigmask, batch)
             return True
         self._fall_in(regs, sigmask, gadget, batch)
-        self.finish(batch)  # only then is it there for others
+        self.finish(batch)
         return False
 
     def _attach(self, regs: Regs, gadget: Gadget) -> None:
@@ -353,17 +358,20 @@ class Remote:
         self._cont()
 
     def start(self, regs: Regs, sigmask: int, batch: Batch) -> None:
-        """Set the thread off on a batch; finish() waits for it.
+        """Set the thread off on a batch; finish() waits for it."""
+        send([self.setting_out(regs, sigmask, batch)])
+
+    def setting_out(self, regs: Regs, sigmask: int, batch: Batch) -> Order:
+        """Return the order that sets the thread off on a batch; finish() waits for it.
 
         regs and sigmask are what it goes home with.
         """
         self._fill_slot(regs, sigmask, batch)
         entry = self._stub + _STUB_ENTRY
-        self.tracee.set_regs(regs._replace(ip=entry, r15=self.slot.address, orig_ax=NO_SYSCALL))
-        if not self._away:
-            self.tracee.set_sigmask(self.blocked)
+        away = regs._replace(ip=entry, r15=self.slot.address, orig_ax=NO_SYSCALL)
+        blocked = None if self._away else self.blocked
         self._away = True
-        self._cont()
+        return Order(self.tracee, Then.CONT if self.signo else Then.SYSCALL, away.pack(), blocked)
 
     def _fill_slot(self, regs: Regs, sigmask: int, batch: Batch) -> None:
         memory, at = self.slot.segment.memory, self.slot.offset
@@ -440,12 +448,16 @@ class Remote:
 
     def go_home(self, regs: Regs, sigmask: int) -> None:
         """Give the thread its own registers and signal mask again; it stays stopped."""
-        if self._away:
-            count = self.slot.offset + COUNT
-            self.slot.segment.memory[count : count + 8] = LEFT.to_bytes(8, "little")
-            self.tracee.set_sigmask(sigmask)
-            self.tracee.set_regs(home(regs))
-            self._away = False
+        send(self.going_home(regs, sigmask))
+
+    def going_home(self, regs: Regs, sigmask: int) -> list[Order]:
+        """Return the order for that; none if it is at home."""
+        if not self._away:
+            return []
+        count = self.slot.offset + COUNT
+        self.slot.segment.memory[count : count + 8] = LEFT.to_bytes(8, "little")
+        self._away = False
+        return [Order(self.tracee, Then.STAY, home(regs).pack(), sigmask, mask_first=True)]
 
     def cure(self, regs: Regs, sigmask: int, gadget: Gadget) -> None:
         """Detach the segment from the task, if it got as far as having it; then go home."""
@@ -491,12 +503,12 @@ def _described(call: Call) -> str:
     return f"{call.name}({', '.join(f'{arg:#x}' for arg in call.args)}) in the task"
 
 
-def quiet_signal(caught: int, pending: int) -> int:
+def quiet_signal(*sets: int) -> int:
     """Choose a signal that a task neither handles nor has pending; 0 if there is none.
 
-    caught and pending are /proc/PID/status's SigCgt and SigPnd | ShdPnd.
+    The sets are /proc/PID/status's SigPnd, ShdPnd and SigCgt.
     """
-    taken = caught | pending
+    taken = reduce(or_, sets)
     return next((int(s) for s in _QUIET if not taken >> s - 1 & 1), 0)
 
 

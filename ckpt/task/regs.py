@@ -6,22 +6,18 @@ A port adds `regs_ARCH.py` with these names, and its line here.
 
 from ckpt.task.regs_x86_64 import (
     MACHINE,
-    Raw,
     clear_tid,
     dump,
     registers,
     restore_tls,
-    take,
     xstate,
 )
 
 __all__ = [
     "MACHINE",
-    "Raw",
     "clear_tid",
     "dump",
     "registers",
     "restore_tls",
-    "take",
     "xstate",
 ]

@@ -7,12 +7,13 @@ whole area kept beside them, in a field of ours that other readers pass over.
 
 from array import array
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckpt.errors import ImageError, Unsupported
 from ckpt.image import pb
 from ckpt.kernel.arch import CS_64, Regs
 from ckpt.kernel.ptrace import Tracee
+from ckpt.kernel.threads import State
 from ckpt.kernel.xstate_x86_64 import component
 
 _LEGACY = Struct("<HHHHQQII")  # cwd swd twd fop rip rdp mxcsr mxcsr_mask, then st and xmm
@@ -43,39 +44,25 @@ _DESC_BITS = (
 _DESC_SHIFTS = (0, 2, 1, 3, 4, 5, 6)
 
 
-class Raw(NamedTuple):
-    """The registers of a stopped thread as the kernel gives them; to be taken in the freeze."""
-
-    regs: Regs
-    xstate: bytes
-    tls: tuple[bytes, ...]
-
-
-def take(tracee: Tracee, regs: Regs) -> Raw:
-    """Take a thread's registers; regs are the general ones, as they are to be saved."""
-    return Raw(regs, tracee.xstate(), tuple(tracee.thread_area(entry) for entry in TLS_ENTRIES))
-
-
-def dump(raw: Raw, clear_tid: int, core: pb.core_entry) -> None:
+def dump(regs: Regs, state: State, clear_tid: int, core: pb.core_entry) -> None:
     """Fill in the registers of a thread's record; clear_tid is its set_tid_address(2).
 
-    Raises Unsupported for a 32-bit thread.
+    regs are the general ones, as they are to be saved. Raises Unsupported for a 32-bit thread.
     """
-    if raw.regs.cs != CS_64:
+    if regs.cs != CS_64:
         raise Unsupported("32-bit code: not supported", hint="only 64-bit programs can be dumped")
     core.mtype = MACHINE
     core.thread_info.CopyFrom(
         pb.thread_info_x86(
             clear_tid_addr=clear_tid,
-            gpregs=pb.user_x86_regs_entry(**raw.regs._asdict(), mode=pb.REGS_NATIVE),
-            fpregs=_fpregs(raw.xstate),
-            tls=[_user_desc(desc) for desc in raw.tls],
+            gpregs=pb.user_x86_regs_entry(**regs._asdict(), mode=pb.REGS_NATIVE),
+            fpregs=_fpregs(state.xstate),
+            tls=[_user_desc(*desc) for desc in _DESC.iter_unpack(state.tls)],
         )
     )
 
 
-def _user_desc(desc: bytes) -> pb.user_desc_t:
-    entry, base, limit, bits = _DESC.unpack(desc)
+def _user_desc(entry: int, base: int, limit: int, bits: int) -> pb.user_desc_t:
     flags = {
         name: bool(bits >> shift & 1) for name, shift in zip(_DESC_BITS, _DESC_SHIFTS, strict=True)
     }

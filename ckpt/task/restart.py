@@ -27,6 +27,7 @@ from ckpt.kernel import mem, procfs
 from ckpt.kernel.arch import ERESTART_RESTARTBLOCK, NO_SYSCALL, NR, Regs, again, home
 from ckpt.kernel.procfs import Syscall
 from ckpt.kernel.ptrace import Tracee
+from ckpt.kernel.threads import State
 
 _NEVER_RESTARTED = {
     NR.read,
@@ -69,7 +70,6 @@ _ARGUMENTS = ("di", "si", "dx", "r10", "r8", "r9")
 _TIMER_ABSTIME = 1
 _FUTEX_CMD_MASK = 0x7F
 
-_RSEQ_CS = 8  # offset of rseq_cs in struct rseq
 _CRITICAL_SECTION = Struct("<IIQQQ")  # struct rseq_cs: version, flags, start, length, abort
 _SPEC = Struct("<qq")
 _BELOW_STACK = 512  # the red zone has 128 bytes
@@ -158,14 +158,14 @@ def _scheduled(tid: int | str) -> tuple[int, int]:
 
 
 def resumption(
-    tracee: Tracee, sigmask: int, sleep: Sleep | None, now: int, earlier: Wait | None = None
+    tracee: Tracee, state: State, sleep: Sleep | None, now: int, earlier: Wait | None = None
 ) -> Resumption:
     """Say how a thread that has just stopped goes on; set its registers if it must.
 
     now is when it was stopped, CLOCK_MONOTONIC in ns; earlier is what its last stop by
     us had interrupted.
     """
-    regs = _out_of_critical_section(tracee, tracee.regs())
+    regs = _out_of_critical_section(tracee, state)
     if regs.syscall is None:
         return Resumption(regs, regs)
     if -regs.result == ERESTART_RESTARTBLOCK:
@@ -175,25 +175,22 @@ def resumption(
         return Resumption(regs, _once_more(regs, tracee.tid, wait, now), wait)
     if -regs.result == errno.EINTR and regs.syscall in _NEVER_RESTARTED:
         status = procfs.status(tracee.tid)
-        if not (status.sig_pnd | status.shd_pnd) & ~sigmask:
+        if not (status.sig_pnd | status.shd_pnd) & ~state.sigmask:
             return _not_interrupted(regs, tracee, sleep, now)
     return Resumption(regs, home(regs)._replace(orig_ax=regs.orig_ax))
 
 
-def _out_of_critical_section(tracee: Tracee, regs: Regs) -> Regs:
+def _out_of_critical_section(tracee: Tracee, state: State) -> Regs:
     """Abort the rseq critical section that a thread was stopped in, as the kernel would have.
 
     By itself it does so on the way out of the stop. But seeing the thread in the stub, outside,
     it takes the section for done and forgets it; and then the thread would go on in the middle of
     it, on another CPU perhaps (rseq_ip_fixup in kernel/rseq.c).
     """
-    rseq = tracee.rseq()
-    if rseq is None:
+    regs = state.regs
+    if not state.critical_section:
         return regs
-    section = int.from_bytes(mem.read(tracee.tid, rseq.pointer + _RSEQ_CS, 8), "little")
-    if not section:
-        return regs
-    record = mem.read(tracee.tid, section, _CRITICAL_SECTION.size)
+    record = mem.read(tracee.tid, state.critical_section, _CRITICAL_SECTION.size)
     _, _, start, length, abort = _CRITICAL_SECTION.unpack(record)
     if not start <= regs.ip < start + length:
         return regs

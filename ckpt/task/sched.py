@@ -8,12 +8,12 @@ field in CRIU's records; they go into fields of ours that other readers pass ove
 import os
 from contextlib import suppress
 from struct import Struct
-from typing import NamedTuple
 
 from ckpt.image import pb
 from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import check, ffi, syscall
 from ckpt.kernel.remote import Batch, Call
+from ckpt.kernel.threads import State
 
 PR_SET_TIMERSLACK, PR_GET_TIMERSLACK = 29, 30
 _WHO_PROCESS, _SCHED_DEADLINE = 1, 6
@@ -25,41 +25,19 @@ def ask(batch: Batch) -> Call:
     return batch.call(NR.prctl, PR_GET_TIMERSLACK)
 
 
-class Raw(NamedTuple):
-    """What is read of a thread: its struct sched_attr, its CPUs, its I/O priority."""
-
-    attr: bytes
-    cpus: set[int]
-    ioprio: int
-
-
-def take(tid: int) -> Raw:
-    """Read how a thread is scheduled."""
-    buffer = ffi.new("uint8_t[]", _ATTR.size)
-    address = int(ffi.cast("uintptr_t", buffer))
-    check(syscall(NR.sched_getattr, tid, address, _ATTR.size, 0), "sched_getattr", pid=tid)
-    ioprio = syscall(NR.ioprio_get, _WHO_PROCESS, tid)
-    return Raw(bytes(ffi.buffer(buffer)), os.sched_getaffinity(tid), ioprio)
-
-
-def dump(raw: Raw, slack: int, entry: pb.thread_core_entry) -> None:
-    """Fill in the scheduling fields of a thread's record."""
-    _, policy, flags, nice, priority, *_ = _ATTR.unpack(raw.attr)
+def dump(state: State, cpus: int, slack: int, entry: pb.thread_core_entry) -> None:
+    """Fill in the scheduling fields of a thread's record; cpus is a mask."""
+    _, policy, flags, nice, priority, *_ = _ATTR.unpack(state.sched_attr)
     entry.sched_policy = policy
     entry.sched_nice = nice
     if priority:
         entry.sched_prio = priority
     if flags or policy == _SCHED_DEADLINE:
-        entry.sched_attr = raw.attr
+        entry.sched_attr = state.sched_attr
     entry.timer_slack = slack
-    entry.affinity = _mask(raw.cpus)
-    if raw.ioprio > 0:
-        entry.ioprio = raw.ioprio
-
-
-def _mask(cpus: set[int]) -> bytes:
-    mask = sum(1 << cpu for cpu in cpus)
-    return mask.to_bytes((mask.bit_length() + 63) // 64 * 8, "little")
+    entry.affinity = cpus.to_bytes((cpus.bit_length() + 63) // 64 * 8, "little")
+    if state.ioprio > 0:
+        entry.ioprio = state.ioprio
 
 
 def restore(tid: int, entry: pb.thread_core_entry) -> None:

@@ -9,9 +9,9 @@ from ckpt.image import pb
 from ckpt.image.text import get_text, set_text
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import NR
-from ckpt.kernel.ffi import check, ffi, syscall
 from ckpt.kernel.ptrace import Rseq, Tracee
 from ckpt.kernel.remote import Batch
+from ckpt.kernel.threads import State
 from ckpt.task import creds, sched, signals
 
 _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_NAME, _PR_GET_TID_ADDRESS = 1, 2, 15, 40
@@ -22,22 +22,15 @@ class Raw(NamedTuple):
     """What is taken of a stopped thread without its help, as the kernel gives it."""
 
     status: bytes
-    robust_list: tuple[int, int]
+    state: State
     pending: list[bytes]
-    rseq: Rseq | None
-    sched: sched.Raw
 
 
-def take(tracee: Tracee, read: procfs.Read) -> Raw:
+def take(tracee: Tracee, state: State, read: procfs.Read) -> Raw:
     """Take it, in the freeze: what it means can be said later."""
-    tid = tracee.tid
-    return Raw(
-        read(tid, "status"),
-        _robust_list(tid),
-        tracee.pending(shared=False),
-        tracee.rseq(),
-        sched.take(tid),
-    )
+    status = read(tracee.tid, "status")
+    own, _, _ = procfs.signal_sets(status)
+    return Raw(status, state, tracee.pending(shared=False) if own else [])
 
 
 Answer = Callable[[Raw], tuple[pb.thread_core_entry, int]]
@@ -62,33 +55,26 @@ def ask(batch: Batch) -> Answer:
         if not entry.pdeath_sig:
             entry.ClearField("pdeath_sig")
         entry.creds.CopyFrom(creds.dump(status, securebits.ret))
-        sched.dump(raw.sched, slack.ret, entry)
+        sched.dump(raw.state, status.cpus_allowed, slack.ret, entry)
         return entry, int.from_bytes(clear_tid.bytes, "little")
 
     return answer
 
 
 def _outside(raw: Raw, name: str) -> pb.thread_core_entry:
-    head, length = raw.robust_list
+    (head, length), rseq = raw.state.robust_list, raw.state.rseq
     entry = pb.thread_core_entry(futex_rla=head, futex_rla_len=length, cg_set=1)
     set_text(entry, "comm", name)
     entry.signals_p.CopyFrom(signals.queue(raw.pending))
-    if raw.rseq:
+    if rseq:
         entry.rseq_entry.CopyFrom(
             pb.rseq_entry(
-                rseq_abi_pointer=raw.rseq.pointer,
-                rseq_abi_size=raw.rseq.size,
-                signature=raw.rseq.signature,
+                rseq_abi_pointer=rseq.pointer,
+                rseq_abi_size=rseq.size,
+                signature=rseq.signature,
             )
         )
     return entry
-
-
-def _robust_list(tid: int) -> tuple[int, int]:
-    out = ffi.new("uint64_t[2]")
-    address = int(ffi.cast("uintptr_t", out))
-    check(syscall(NR.get_robust_list, tid, address, address + 8), "get_robust_list", pid=tid)
-    return out[0], out[1]
 
 
 # --- restore

@@ -23,6 +23,62 @@ int64_t core_ptrace(int64_t request, int32_t tid, uint64_t addr, uint64_t data);
 int64_t core_getregset(int32_t tid, uint32_t type, void *buf, size_t len);
 int64_t core_setregset(int32_t tid, uint32_t type, const void *buf, size_t len);
 
+/* The kernel's struct user_regs_struct; ip to ss are also the frame that iretq takes. */
+struct core_regs {
+	uint64_t r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax;
+	uint64_t ip, cs, flags, sp, ss;
+	uint64_t fs_base, gs_base, ds, es, fs, gs;
+};
+
+/* ---- many stopped threads at once (threads.c) ---- */
+
+/* What a tracee has told: its wait status, or 0; error: -errno if there is none any more. */
+struct core_told {
+	int32_t tid, status, error;
+};
+
+/*
+ * Wait until all n have told something, or are no more. Returns how many have: fewer than n where
+ * there is something to be told of somebody else, or a signal has come. What has a status is not
+ * waited for again.
+ */
+int64_t core_hear(struct core_told *told, size_t n);
+
+/* A stopped thread. */
+struct core_thread {
+	int32_t tid, error;	/* error: -errno of the first request that failed, or 0 */
+	struct core_regs regs;
+	uint64_t sigmask;
+	uint64_t rseq_pointer;	/* as of PTRACE_GET_RSEQ_CONFIGURATION */
+	uint32_t rseq_size, rseq_signature, rseq_flags, rseq_pad;
+	uint64_t rseq_cs;	/* the critical section that it is in */
+	uint64_t robust_list, robust_size;
+	uint8_t tls[48];	/* three struct user_desc of its GDT (x86) */
+	uint8_t sched_attr[56];	/* struct sched_attr, SCHED_ATTR_SIZE_VER1 */
+	int64_t ioprio;
+	uint64_t xstate;	/* bytes of its XSAVE area */
+};
+
+/* Fill in threads by their tid; each has room bytes for its XSAVE area. Returns 0. */
+int64_t core_take_threads(struct core_thread *threads, size_t n, uint8_t *xstate, size_t room);
+
+enum core_order_flag {
+	CORE_REGS = 1,		/* it gets these registers */
+	CORE_MASK = 2,		/* and this signal mask: after the registers, */
+	CORE_MASK_FIRST = 4,	/* or before them */
+};
+
+/* What a stopped thread is to do next: a ptrace request, or 0 to stay. */
+struct core_order {
+	int32_t tid, request;
+	int32_t flags, error;	/* error: -errno of what failed, or 0 */
+	uint64_t sigmask;
+	struct core_regs regs;
+};
+
+/* Carry out all orders; returns how many have failed. */
+int64_t core_order(struct core_order *orders, size_t n);
+
 /* A piece of an address space. */
 struct core_range {
 	uint64_t start;
@@ -145,6 +201,9 @@ int64_t core_pwrite_all(int32_t fd, const struct core_range *ranges, size_t n, c
  */
 int64_t core_getsockopts(int32_t fd, const int32_t *options, size_t n, int32_t *buf);
 
+/* The slots of a stopped thread's GDT that set_thread_area(2) sets, as 48 bytes (cpu_x86_64.c). */
+int64_t core_get_tls(int32_t tid, uint8_t tls[48]);
+
 /* The cpuid instruction: eax, ebx, ecx, edx (cpu_x86_64.c). */
 int64_t core_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t regs[4]);
 
@@ -161,13 +220,6 @@ struct core_call {
 	uint64_t arg[6];
 	int64_t ret;
 	uint64_t flags;
-};
-
-/* The kernel's struct user_regs_struct; ip to ss are also the frame that iretq takes. */
-struct core_regs {
-	uint64_t r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax;
-	uint64_t ip, cs, flags, sp, ss;
-	uint64_t fs_base, gs_base, ds, es, fs, gs;
 };
 
 /*

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Many stopped threads at once: while we go from one to the next, the whole process stands still. */
+#include "core.h"
+
+#include <elf.h>
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum {
+	GETSIGMASK = 0x420a,
+	SETSIGMASK = 0x420b,
+	GET_RSEQ = 0x420f,
+	SIGMASK_SIZE = 8,
+	RSEQ_CS = 8,		/* offset of rseq_cs in struct rseq */
+	WHO_PROCESS = 1,
+};
+
+/* Take what one tracee has to tell, if anything. */
+static void take(struct core_told *one)
+{
+	pid_t got = waitpid(one->tid, &one->status, __WALL | WNOHANG);
+
+	if (got <= 0)
+		one->status = 0;
+	if (got < 0)
+		one->error = -errno;
+}
+
+static size_t take_all(struct core_told *told, size_t n)
+{
+	size_t count = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		if (!told[i].status && !told[i].error)
+			take(&told[i]);
+		count += told[i].status || told[i].error;
+	}
+	return count;
+}
+
+static int is_awaited(const struct core_told *told, size_t n, pid_t pid)
+{
+	for (size_t i = 0; i < n; i++)
+		if (told[i].tid == pid && !told[i].status && !told[i].error)
+			return 1;
+	return 0;
+}
+
+int64_t core_hear(struct core_told *told, size_t n)
+{
+	size_t count = take_all(told, n);
+
+	while (count < n) {
+		siginfo_t info = { 0 };
+
+		/* Of all: the end of a first thread is told when those of the others were taken. */
+		if (waitid(P_ALL, 0, &info, WEXITED | WSTOPPED | WNOWAIT | __WALL) < 0)
+			break;
+		if (!is_awaited(told, n, info.si_pid))
+			break;
+		count = take_all(told, n);
+	}
+	return count;
+}
+
+static int64_t get_rseq(struct core_thread *one)
+{
+	struct core_range word;
+	int64_t ret;
+	struct {
+		uint64_t pointer;
+		uint32_t size, signature, flags, pad;
+	} conf = { 0 };
+
+	ret = core_ptrace(GET_RSEQ, one->tid, sizeof(conf), (uintptr_t)&conf);
+	if (ret < 0)
+		return ret;
+	one->rseq_pointer = conf.pointer;
+	one->rseq_size = conf.size;
+	one->rseq_signature = conf.signature;
+	one->rseq_flags = conf.flags;
+	if (!conf.pointer)
+		return 0;
+	word = (struct core_range){ conf.pointer + RSEQ_CS, sizeof(one->rseq_cs) };
+	return core_vm_read(one->tid, &word, 1, &one->rseq_cs);
+}
+
+static int64_t take_thread(struct core_thread *one, uint8_t *xstate, size_t room)
+{
+	int64_t ret = core_getregset(one->tid, NT_PRSTATUS, &one->regs, sizeof(one->regs));
+
+	if (ret >= 0)
+		ret = core_ptrace(GETSIGMASK, one->tid, SIGMASK_SIZE, (uintptr_t)&one->sigmask);
+	if (ret >= 0)
+		ret = get_rseq(one);
+	if (ret >= 0)
+		ret = core_syscall(SYS_get_robust_list, one->tid, (uintptr_t)&one->robust_list,
+				   (uintptr_t)&one->robust_size, 0, 0, 0);
+	if (ret >= 0)
+		ret = core_get_tls(one->tid, one->tls);
+	if (ret >= 0)
+		ret = core_syscall(SYS_sched_getattr, one->tid, (uintptr_t)one->sched_attr,
+				   sizeof(one->sched_attr), 0, 0, 0);
+	one->ioprio = core_syscall(SYS_ioprio_get, WHO_PROCESS, one->tid, 0, 0, 0, 0);
+	if (ret >= 0)
+		ret = core_getregset(one->tid, NT_X86_XSTATE, xstate, room);
+	if (ret >= 0)
+		one->xstate = ret;
+	return ret;
+}
+
+int64_t core_take_threads(struct core_thread *threads, size_t n, uint8_t *xstate, size_t room)
+{
+	for (size_t i = 0; i < n; i++) {
+		int64_t ret = take_thread(&threads[i], xstate + i * room, room);
+
+		threads[i].error = ret < 0 ? ret : 0;
+	}
+	return 0;
+}
+
+static int64_t set_mask(const struct core_order *one)
+{
+	return core_ptrace(SETSIGMASK, one->tid, SIGMASK_SIZE, (uintptr_t)&one->sigmask);
+}
+
+static int64_t carry_out(struct core_order *one)
+{
+	int64_t ret = 0;
+
+	if (one->flags & CORE_MASK_FIRST)
+		ret = set_mask(one);
+	if (ret >= 0 && one->flags & CORE_REGS)
+		ret = core_setregset(one->tid, NT_PRSTATUS, &one->regs, sizeof(one->regs));
+	if (ret >= 0 && one->flags & CORE_MASK)
+		ret = set_mask(one);
+	if (ret >= 0 && one->request)
+		ret = core_ptrace(one->request, one->tid, 0, 0);
+	return ret;
+}
+
+int64_t core_order(struct core_order *orders, size_t n)
+{
+	int64_t failed = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		int64_t ret = carry_out(&orders[i]);
+
+		orders[i].error = ret < 0 ? ret : 0;
+		failed += ret < 0;
+	}
+	return failed;
+}
