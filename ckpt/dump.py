@@ -20,7 +20,6 @@ from ckpt.kernel import procfs
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.nsfs import entered, is_ours
 from ckpt.kernel.pidfd import pidfd_open
-from ckpt.memory import sysv
 from ckpt.namespaces import ipcshm
 from ckpt.namespaces.kind import Dump
 from ckpt.options import DumpOptions
@@ -171,7 +170,7 @@ def take_files(snapshot: Snapshot, seen: Seen) -> None:
 def take_namespaces(snapshot: Snapshot) -> None:
     """Dump what is in its own namespaces; of our IPC namespace, the segments it has attached."""
     pid, image, save = snapshot.pid, snapshot.image, snapshot.files.save_shmem
-    attached = sysv.links(pid, snapshot.vmas)
+    attached = snapshot.attached()
     for kind in namespaces.KINDS:
         if not is_ours(kind.name, pid):
             snapshot.own_namespaces.append(kind.name)

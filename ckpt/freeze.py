@@ -18,7 +18,7 @@ from ckpt.kernel import procfs
 from ckpt.kernel.arch import Regs
 from ckpt.kernel.ptrace import EVENT_STOP, Options, Tracee, await_any, hear, reap
 from ckpt.kernel.threads import Order, State, Then, send, take
-from ckpt.task.restart import Resumption, Sleep, Wait, resumption, sleeps
+from ckpt.task.restart import Resumption, Sleeps, Wait, resumption
 
 _GROUP_STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
@@ -65,13 +65,13 @@ class Frozen:
         self.freezing_ns = self.frozen_ns = 0
         self._since = 0
         self._seized: dict[int, Tracee] = {}
-        self._sleeps: dict[int, Sleep] = {}
+        self._sleeps = Sleeps()
         self._policy: tuple[int, os.sched_param] | None = None
 
     def __enter__(self) -> Self:
         try:
             self._seize(procfs.threads(self.pid))
-            self._sleeps = sleeps(list(self._seized))
+            self._sleeps.look(self._seized)
             self._hurry()
             self._since = time.monotonic_ns()
             with uninterrupted():
@@ -136,13 +136,12 @@ class Frozen:
             stopped |= {tracee: signo for tracee, signo in signals.items() if signo is not None}
             fresh = [one for one in fresh if one not in stopped and one.tid in self._seized]
             self.threads = [one for one in self.threads if not self._is_dead(one.tracee)]
+        asleep = self._sleeps.still()
         for (tracee, signo), state in zip(stopped.items(), take([*stopped]), strict=True):
-            self.threads.append(FrozenThread(tracee, signo, state, self._goes_on(tracee, state)))
+            tid = tracee.tid
+            way = resumption(tracee, state, asleep.get(tid), self._since, self._earlier.get(tid))
+            self.threads.append(FrozenThread(tracee, signo, state, way))
         self.threads.sort(key=lambda thread: thread.tid != self.pid)
-
-    def _goes_on(self, tracee: Tracee, state: State) -> Resumption:
-        tid = tracee.tid
-        return resumption(tracee, state, self._sleeps.get(tid), self._since, self._earlier.get(tid))
 
     def _living(self) -> list[Tracee]:
         return [tracee for tracee in [*self._seized.values()] if not self._is_dead(tracee)]
@@ -200,6 +199,7 @@ class Frozen:
             if tracee.stopped:  # it has been killed
                 tracee.detach()
         self._seized.clear()
+        self._sleeps.close()
         self.calm()
 
     def _thawed(self) -> None:
@@ -220,4 +220,5 @@ class Frozen:
             reap(tid)
         self._seized.clear()
         self._thawed()
+        self._sleeps.close()
         self.calm()

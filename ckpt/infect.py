@@ -24,7 +24,7 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import check
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.pidfd import pidfd_getfd
-from ckpt.kernel.procfs import PosixTimer
+from ckpt.kernel.procfs import PosixTimer, SignalSets, signal_sets
 from ckpt.kernel.ptrace import hear
 from ckpt.kernel.remote import (
     At,
@@ -122,6 +122,7 @@ class Questions:
         guard.keep(self._segment)
         self._threads: dict[int, _ThreadQuestions] = {}
         self._taken: dict[int, thread.Raw] = {}
+        self._signals: dict[int, SignalSets] = {}
         self._process: process.Raw
         self._auxv = b""
         self._build_leader(self._timers)
@@ -171,7 +172,10 @@ class Questions:
         timers = procfs.parse_timers(seen.read(self.pid, "timers"))
         if timers != self._timers:
             self._build_leader(timers)
-        lent = [_Lent(self._remote(one, seen), one, self._of(one)) for one in frozen.threads]
+        self._signals = {
+            one.tid: signal_sets(seen.read(one.tid, "status")) for one in frozen.threads
+        }
+        lent = [_Lent(self._remote(one), one, self._of(one)) for one in frozen.threads]
         leader = lent[0]
         self._guard.watch(
             self._gadget, leader.one.regs, [(each.remote, each.one.sigmask) for each in lent]
@@ -204,7 +208,8 @@ class Questions:
         self._process = process.take(frozen.leader.tracee, frozen.leader.stop_signal, seen.read)
         self._auxv = seen.read(self.pid, "auxv")
         for one in frozen.threads:
-            self._taken[one.tid] = thread.take(one.tracee, one.state, seen.read)
+            pending = one.tracee.pending(shared=False) if self._signals[one.tid].own else []
+            self._taken[one.tid] = thread.Raw(seen.read(one.tid, "status"), one.state, pending)
 
     @property
     def stat(self) -> bytes:
@@ -235,15 +240,9 @@ class Questions:
         taken = self._taken[tid]
         return taken.state, *self._threads[tid].thread(taken)
 
-    def _remote(self, one: FrozenThread, seen: Seen) -> Remote:
-        status = seen.read(one.tid, "status")
-        thread, process, caught = procfs.signal_sets(status)
-        return Remote(
-            one.tracee,
-            self.pid,
-            self._of_thread(one.tid).slot,
-            signo=quiet_signal(caught, thread | process),
-        )
+    def _remote(self, one: FrozenThread) -> Remote:
+        signo = quiet_signal(*self._signals[one.tid])
+        return Remote(one.tracee, self.pid, self._of_thread(one.tid).slot, signo=signo)
 
 
 class _Program:
@@ -317,8 +316,8 @@ class Errand:
     def lent(self, frozen: Frozen) -> Iterator[Remote]:
         """Lend the thread, to be infected; when the block ends it is as it was."""
         self._program.check(procfs.read(self.pid, "maps"))
-        one, status = frozen.leader, procfs.read(self.pid, "status")
-        signo = quiet_signal(*procfs.signal_sets(status))
+        one = frozen.leader
+        signo = quiet_signal(*signal_sets(procfs.read(self.pid, "status")))
         remote = Remote(one.tracee, self.pid, self.slot, signo=signo)
         with uninterrupted():
             if self._guard:

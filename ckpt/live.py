@@ -61,8 +61,8 @@ class Live:
         self._view = memoryview(bytearray(pages.BUFFER))
         self._logs: list[Pages] = []
         self._frozen_copy: list[tuple[list[tuple[int, int]], bytearray]] = []
-        self._plan: list[_Span] = []
-        self._found: list[tuple[_Span, list[Region]]] = []
+        self._plan = _Blind([], [])
+        self._found: list[Region] = []
         self._held = ExitStack()
         self._tracker: Tracker
         snapshot.waits = fetch_userfaultfd(
@@ -113,7 +113,9 @@ class Live:
             if self._coverage.guarded:  # looked for as late as can be: nothing tells of them
                 self._coverage.look_for_guards()
                 self._converge()
-        self._plan = _spans(self._mappings.vmas, self._coverage.seen)
+        self._plan = _blind(self._mappings.vmas, self._coverage.seen)
+        self.snapshot.vmas = self._mappings.vmas
+        self.snapshot.attached()
         self._tracker.let_run()
 
     def _copy_all(self) -> None:
@@ -191,10 +193,10 @@ class Live:
         self.snapshot.vmas = self._mappings.vmas
         if lost or not same:
             self._coverage.lose(lost)
-            self._plan = _spans(self.snapshot.vmas, self._coverage.seen)
-        self._found = [(span, span.look(self._pagemap)) for span in self._plan]
+            self._plan = _blind(self.snapshot.vmas, self._coverage.seen)
+        self._found = self._plan.look(self._pagemap)
         held = 0
-        here = [(run.start, run.end) for _, runs in self._found for run in runs if not _guards(run)]
+        here = [(run.start, run.end) for run in self._found if not _guards(run)]
         for pieces, _, size in pages.filled(union([*self._last(log), *here])):
             room = bytearray(size)
             pages.read_into(self.pid, self._mem, pieces, memoryview(room))
@@ -221,9 +223,8 @@ class Live:
         self._tracker.close()
         self._put_frozen()
         snapshot, spool = self.snapshot, self._spool
-        blind = union((span.start, span.end) for span in self._plan)
         there, guards = self._there()
-        kept = union([*subtract(spool.ranges(), blind), *there])
+        kept = union([*subtract(spool.ranges(), self._plan.ranges()), *there])
         wanted = []
         for entry in snapshot.vmas:
             for start, end in intersect(kept, [(entry.start, entry.end)]):
@@ -246,29 +247,31 @@ class Live:
 
     def _there(self) -> tuple[list[Range], list[pb.vma_entry]]:
         """Return what the freeze has found where the log is blind: pages, and guard pages."""
-        runs = [run for _, found in self._found for run in found]
-        guards = [vmas.guard(run.start, run.end) for run in runs if _guards(run)]
-        return [(run.start, run.end) for run in runs if not _guards(run)], guards
+        guards = [vmas.guard(run.start, run.end) for run in self._found if _guards(run)]
+        return [(run.start, run.end) for run in self._found if not _guards(run)], guards
 
 
-class _Span(NamedTuple):
-    """Memory of adjacent mappings where the log is blind, to be looked at in the freeze."""
+class _Blind(NamedTuple):
+    """Memory where the log is blind, to be looked at in the freeze: private, and the vDSO."""
 
-    start: int
-    end: int
-    kernels: bool
+    private: list[Range]
+    kernels: list[Range]
 
     def look(self, pagemap: int) -> list[Region]:
         """Return its runs of pages that are not a file's."""
-        return pages.written(pagemap, self.start, self.end, kernels=self.kernels)
+        found = pages.written(pagemap, self.private)
+        return found + pages.written(pagemap, self.kernels, kernels=True)
+
+    def ranges(self) -> list[Range]:
+        """Return all of it."""
+        return union([*self.private, *self.kernels])
 
 
-def _spans(entries: list[pb.vma_entry], seen: list[Range]) -> list[_Span]:
-    """Return where the log is blind, in as few spans as can be."""
-    private = [(e.start, e.end) for e in entries if vmas.is_private(e)]
-    found = [_Span(start, end, False) for start, end in union(subtract(private, seen))]
+def _blind(entries: list[pb.vma_entry], seen: list[Range]) -> _Blind:
+    """Return where the log is blind, in as few ranges as can be."""
+    private = [(entry.start, entry.end) for entry in entries if vmas.is_private(entry)]
     kernels = [e for e in entries if e.status & Status.VDSO and not vmas.is_private(e)]
-    return found + [_Span(entry.start, entry.end, True) for entry in kernels]
+    return _Blind(union(subtract(private, seen)), [(entry.start, entry.end) for entry in kernels])
 
 
 def _guards(run: Region) -> bool:

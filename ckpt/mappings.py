@@ -14,7 +14,7 @@ from ckpt.kernel import procfs
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.maps import MapsEntry, SmapsEntry, parse_maps, smaps
 from ckpt.memory import vmas
-from ckpt.snapshot import Snapshot, mapped_file
+from ckpt.snapshot import Led, Snapshot, led, mapped_file
 
 
 class Mappings:
@@ -25,6 +25,7 @@ class Mappings:
         self._text = b""
         self._known: dict[MapsEntry, pb.vma_entry] = {}
         self._unsaved: list[tuple[SmapsEntry, pb.vma_entry]] = []
+        self._files: dict[MapsEntry, tuple[SmapsEntry, Led]] = {}
         self.vmas: list[pb.vma_entry] = []
 
     def look_ahead(self, glance: Glance) -> None:
@@ -34,7 +35,7 @@ class Mappings:
     def look(self) -> None:
         """Take them down; one may go while the process runs, and is then left out."""
         self._text = procfs.read(self._snapshot.pid, "maps")
-        self._known, self._unsaved = {}, []
+        self._known, self._unsaved, self._files = {}, [], {}
         for mapping in smaps(self._snapshot.pid):
             try:
                 self._known[_plain(mapping)] = self._record(mapping)
@@ -46,12 +47,14 @@ class Mappings:
             self._text = b""
 
     def _record(self, mapping: SmapsEntry) -> pb.vma_entry:
-        """Return the record of a mapping; a file that may still change has to wait."""
-        if not _may_change(mapping):
-            return vmas.dump(mapping, partial(mapped_file, self._snapshot))
-        entry = vmas.dump(mapping, lambda mapping, flags: 0)
-        self._unsaved.append((mapping, entry))
-        return entry
+        """Return the record of a mapping; memory behind it has to wait until it stands still."""
+        if vmas.is_memory_file(mapping):
+            entry = vmas.dump(mapping, lambda mapping, flags: 0)
+            self._unsaved.append((mapping, entry))
+            return entry
+        if mapping.shared and mapping.inode:  # its size may change, or its name
+            self._files[_plain(mapping)] = mapping, led(self._link(mapping))
+        return vmas.dump(mapping, partial(mapped_file, self._snapshot))
 
     def take(self, seen: Seen) -> bool:
         """Bring vmas up to date with what a glance has just told; say whether they were."""
@@ -65,15 +68,18 @@ class Mappings:
                 raise KernelError(errno.ESRCH, f"reading /proc/{self._snapshot.pid}/smaps")
             self.vmas = [self._known[mapping] for mapping in now]
             self._unsaved = [one for one in self._unsaved if _plain(one[0]) in now]
+            self._files = {one: file for one, file in self._files.items() if one in now}
         for mapping, entry in self._unsaved:
             if entry.status & vmas.FILE_BACKED:
                 entry.shmid = mapped_file(self._snapshot, mapping, entry.fdflags)
+        for plain, (mapping, before) in self._files.items():
+            if led(self._link(mapping)) != before:
+                entry = self._known[plain]
+                entry.shmid = mapped_file(self._snapshot, mapping, entry.fdflags)
         return same
 
-
-def _may_change(mapping: SmapsEntry) -> bool:
-    """Say whether the file behind a mapping may change before the freeze, its size at least."""
-    return bool(mapping.shared and mapping.inode) or vmas.is_memory_file(mapping)
+    def _link(self, mapping: SmapsEntry) -> str:
+        return f"/proc/{self._snapshot.pid}/map_files/{mapping.start:x}-{mapping.end:x}"
 
 
 def _plain(mapping: SmapsEntry) -> MapsEntry:

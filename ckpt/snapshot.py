@@ -14,7 +14,7 @@ from ckpt.image.directory import ImageDir
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import Regs
 from ckpt.kernel.maps import SmapsEntry
-from ckpt.memory import shmem
+from ckpt.memory import shmem, sysv
 from ckpt.memory.pages import Counts
 from ckpt.options import DumpOptions
 from ckpt.task.restart import Wait
@@ -60,6 +60,7 @@ class Snapshot:
         self.waits: dict[int, Wait] = {}
         self.entries: list[pb.file_entry] = []
         self.vmas: list[pb.vma_entry] = []
+        self._attached: tuple[list[pb.vma_entry], dict[int, str]] = [], {}
         self.cores: dict[int, pb.core_entry] = {}
         self.registers: dict[int, Regs] = {}
         """Of each thread, as they are to be saved."""
@@ -72,6 +73,12 @@ class Snapshot:
             image, options, self._save_shmem, self._next_id, self.entries.append, root="/"
         )
         self.files.promise = guard.promise
+
+    def attached(self) -> dict[int, str]:
+        """Return the System V segments that the mappings are of: see sysv.links."""
+        if self._attached[0] is not self.vmas:
+            self._attached = self.vmas, sysv.links(self.pid, self.vmas)
+        return self._attached[1]
 
     def _next_id(self) -> int:
         self._ids += 1
@@ -95,25 +102,39 @@ class Links:
     def __init__(self, pid: int) -> None:
         self.ids: dict[str, int] = {}
         self._paths = {name: f"/proc/{pid}/{name}" for name in ("exe", "cwd", "root")}
-        self._seen: dict[str, tuple[str, int, int]] = {}
+        self._seen: dict[str, Led] = {}
 
     def look_ahead(self, out: Dump) -> None:
         """Save them as they are, before the freeze."""
         for name, path in self._paths.items():
-            self._seen[name] = _led(path)
+            self._seen[name] = led(path)
             self.ids[name] = save_link(path, out)
 
     def take(self, out: Dump) -> None:
         """Save anew what leads elsewhere by now."""
         for name, path in self._paths.items():
-            if self._seen.get(name) != _led(path):
+            if self._seen[name][:_WHICH] != led(path)[:_WHICH]:
                 self.ids[name] = save_link(path, out)
 
 
-def _led(path: str) -> tuple[str, int, int]:
+_WHICH = 3  # of a directory only which it is
+
+
+class Led(NamedTuple):
+    """What a link of /proc leads to."""
+
+    path: str
+    device: int
+    inode: int
+    links: int
+    size: int
+
+
+def led(path: str) -> Led:
+    """Return where a link of /proc leads to now. Raises KernelError."""
     try:
         st = os.stat(path)
-        return os.readlink(path), st.st_dev, st.st_ino
+        return Led(os.readlink(path), st.st_dev, st.st_ino, st.st_nlink, st.st_size)
     except OSError as error:
         raise KernelError(error.errno or 0, f"looking at {path}") from error
 

@@ -12,6 +12,8 @@ from typing import Any
 from ckpt.errors import ImageError
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore, anon_inode
 from ckpt.image import pb
+from ckpt.kernel.fdinfo import FdInfo
+from ckpt.kernel.glance import Glance
 
 _MOST = 2**64 - 2  # one more cannot be written (eventfd(2))
 
@@ -21,6 +23,7 @@ class EventFd(FileKind):
 
     type = pb.FD_EVENTFD
     field = "efd"
+    late = frozenset({"flags", "eventfd_count"})
 
     @classmethod
     def claims(cls, file: OpenFile) -> bool:
@@ -31,6 +34,17 @@ class EventFd(FileKind):
     def state(cls, file: OpenFile) -> Hashable | None:
         """All is in fdinfo."""
         return ()
+
+    @classmethod
+    def glimpse(cls, file: OpenFile, glance: Glance) -> bool:
+        """There is nothing else to see."""
+        return True
+
+    @classmethod
+    def update(cls, message: Any, info: FdInfo) -> None:
+        """All is in fdinfo."""
+        message.flags = info.flags & ~os.O_CLOEXEC
+        message.counter = info.eventfd_count
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:

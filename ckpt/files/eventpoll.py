@@ -24,6 +24,7 @@ from ckpt.image import pb
 from ckpt.kernel import files, procfs
 from ckpt.kernel.arch import NR
 from ckpt.kernel.fdinfo import EpollTarget
+from ckpt.kernel.glance import Glance
 from ckpt.kernel.remote import Batch, BatchFull
 from ckpt.options import DumpOptions
 
@@ -57,6 +58,11 @@ class EventPoll(FileKind):
     def state(cls, file: OpenFile) -> Hashable | None:
         """All is in fdinfo."""
         return ()
+
+    @classmethod
+    def glimpse(cls, file: OpenFile, glance: Glance) -> bool:
+        """There is nothing else to see."""
+        return True
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:

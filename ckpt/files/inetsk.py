@@ -32,6 +32,8 @@ from ckpt.files.sockopts import (
 from ckpt.files.tcpstream import CLOSE, ESTABLISHED, LISTEN, tcp_info
 from ckpt.image import pb
 from ckpt.kernel import sockdiag
+from ckpt.kernel.arch import NR
+from ckpt.kernel.glance import Glance
 from ckpt.options import DumpOptions
 
 _KNOWN = {
@@ -52,6 +54,7 @@ _STATE: dict[int, State] = {
     socket.AF_INET: State((0, _IP_TOS), (0, _IP_TTL), (0, 15), (0, 8), *_TCP_STATE),
     socket.AF_INET6: State((41, _IPV6_V6ONLY), (41, _IPV6_TCLASS), (41, 78), (41, 49), *_TCP_STATE),
 }
+_TOLD = 32  # bytes of a struct tcp_info with what tcp_info tells, or of an address
 
 
 class InetSk(FileKind):
@@ -91,6 +94,26 @@ class InetSk(FileKind):
             return None if options is None else (told, udp, sock.getsockname(), options)
         finally:
             sock.detach()
+
+    @classmethod
+    def glimpse(cls, file: OpenFile, glance: Glance) -> bool:
+        """The same, of what stands still."""
+        with borrowed(file.fd) as sock:
+            if sock.proto != socket.IPPROTO_TCP:
+                sockdiag.glimpse_inet(file.fd, glance)
+            length = glance.out(content=_TOLD.to_bytes(4, "little"))
+            glance.call(
+                NR.getsockopt,
+                file.fd,
+                socket.IPPROTO_TCP,
+                socket.TCP_INFO,
+                glance.out(_TOLD),
+                length,
+            )
+            length = glance.out(content=_TOLD.to_bytes(4, "little"))
+            glance.call(NR.getsockname, file.fd, glance.out(_TOLD), length)
+            _STATE[sock.family].glimpse(file.fd, glance)
+        return True
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:

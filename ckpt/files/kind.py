@@ -20,11 +20,12 @@ from contextlib import contextmanager
 from struct import Struct
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
-from ckpt.errors import ImageError
+from ckpt.errors import CkptError, ImageError
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.image.records import RecordWriter
 from ckpt.kernel.fdinfo import FdInfo
+from ckpt.kernel.glance import Glance
 from ckpt.kernel.remote import Batch, Call
 from ckpt.options import DumpOptions, RestoreOptions
 
@@ -103,6 +104,10 @@ class Promise(Protocol):
 
 def _unheard(number: int, inode: int, level: int, option: int, value: int) -> Callable[[], None]:
     return lambda: None
+
+
+class Passing(CkptError):
+    """What was to be dumped ahead of the freeze, but cannot be."""
 
 
 class Held:
@@ -217,6 +222,14 @@ class Dump:
             self._moment[key] = make()
         result: T = self._moment[key]
         return result
+
+    def passing(self) -> None:
+        """Say that what comes is content that comes and goes: it has to wait for the freeze.
+
+        Ahead of it, raises Passing: that it is not there before and after does not tell.
+        """
+        if self._held:
+            raise Passing("content of a queue")
 
     def frozen(self) -> None:
         """Take note that the target stands still from now on."""
@@ -348,6 +361,8 @@ class FileKind:
     field: ClassVar[str]
     looks_around: ClassVar[bool] = False
     """Whether its record depends on which other files are open."""
+    late: ClassVar[frozenset[str]] = frozenset()
+    """The fields of FdInfo that `update` puts into a message: they may change until the freeze."""
 
     @classmethod
     def claims(cls, file: OpenFile) -> bool:
@@ -375,6 +390,18 @@ class FileKind:
         Or return what makes the message later, when the target may run again.
         """
         raise NotImplementedError
+
+    @classmethod
+    def glimpse(cls, file: OpenFile, glance: Glance) -> bool:
+        """Add calls to a glance that answer otherwise once `state` has changed.
+
+        Return False if there are none that tell: then `state` is asked itself, which takes longer.
+        """
+        return False
+
+    @classmethod
+    def update(cls, message: Any, info: FdInfo) -> None:
+        """Bring a message that was made ahead up to date with fdinfo in the freeze: see `late`."""
 
     @classmethod
     def create(cls, entry: Any, make: Restore) -> int:

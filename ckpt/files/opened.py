@@ -4,8 +4,10 @@
 Each open file is fetched once by pidfd_getfd; descriptors that share one (dup) are found by kcmp,
 and the first kind that claims a file dumps it. Nearly all that a kind writes can be written ahead
 of the freeze. There it only takes to see that the same descriptors still lead to the same open
-files, that fdinfo says the same of them, and that their kinds see no change (`FileKind.state`);
-what did change is dumped again.
+files, that fdinfo says the same of them, and that their kinds see no change: by a glance, which
+asks the kernel everything in one go (`FileKind.glimpse`), or by asking the kind (`state`). What
+did change is dumped again, unless it is what fdinfo says and the kind can put into its message
+when the target runs again (`late`).
 """
 
 import errno
@@ -13,18 +15,19 @@ import fcntl
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import cmp_to_key
+from functools import cmp_to_key, partial
 from itertools import pairwise
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from ckpt.errors import CkptError, KernelError, Unsupported
 from ckpt.files import KINDS, locks
 from ckpt.files.kind import F_GETOWN_EX, Dump, FileKind, Held, OpenFile
 from ckpt.image import pb
 from ckpt.kernel import procfs
+from ckpt.kernel.arch import NR
 from ckpt.kernel.fdinfo import FdInfo, parse_fdinfo
 from ckpt.kernel.files import as_many_as_we_may
-from ckpt.kernel.glance import Glance, Seen
+from ckpt.kernel.glance import NOTHING, Glance, Seen
 from ckpt.kernel.kcmp import Kcmp, kcmp, same_files
 from ckpt.kernel.pidfd import pidfd_getfd
 from ckpt.options import DumpOptions
@@ -33,6 +36,7 @@ FD_CLOEXEC = fcntl.FD_CLOEXEC
 _UNKNOWN = object()
 _NO_OWNER = bytes(8)
 _OURS = 256  # descriptors that we need for other things, more than enough
+_DIRENT = 32  # bytes of a struct linux_dirent64 with a number for its name
 
 
 class Descriptor(NamedTuple):
@@ -51,7 +55,10 @@ class Descriptor(NamedTuple):
 class Opened:
     """One open file of the target: our copy of it, its numbers, and what was dumped ahead."""
 
-    __slots__ = ("fd", "file", "file_id", "has_owner", "held", "kind", "link", "numbers", "seen")
+    __slots__ = (
+        "fd", "file", "file_id", "glimpse", "has_owner", "held", "kind", "link", "numbers", "seen",
+        "told",
+    )  # fmt: skip
 
     def __init__(self, fd: int, link: str) -> None:
         self.fd, self.link = fd, link
@@ -62,6 +69,9 @@ class Opened:
         self.has_owner = False
         self.held: Held | None = None
         self.seen: object = None
+        self.glimpse = NOTHING
+        self.told = False
+        """Whether the glimpse tells of all changes but those that fdinfo shows."""
 
 
 class OpenFiles:
@@ -75,13 +85,21 @@ class OpenFiles:
         self.pid, self._pidfd = pid, pidfd
         self._by_number: dict[int, Opened] = {}
         self._links: frozenset[str] = frozenset()
-        self._seen = Seen({})
+        self._seen = self._ahead = Seen({})
+        self._table = NOTHING
+        self._infos: list[tuple[str, Opened]] = []
         self._gone: list[Opened] = []
+        self._directory = -1
 
     def __enter__(self) -> Self:
+        try:
+            self._directory = os.open(f"/proc/{self.pid}/fd", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise KernelError(error.errno or 0, f"opening /proc/{self.pid}/fd") from error
         return self
 
     def __exit__(self, *_: object) -> None:
+        os.close(self._directory)
         for one in self._all():
             os.close(one.fd)
         self._by_number.clear()
@@ -175,24 +193,55 @@ class OpenFiles:
         self.look()
         if 2 * len(self._by_number) + _OURS < self._most:
             glance.add(*(f"/proc/{self.pid}/fdinfo/{number}" for number in self._by_number))
-        self._seen = glance.look()
+        self._glimpse_table(glance)
         for one in self._all():
             one.file_id = out.next_id()
             with suppress(CkptError):  # it is closed by now, or to be refused in the freeze
+                self._glimpse(one, glance)
+        self._ahead = self._seen = glance.look()
+        for one in self._all():
+            with suppress(CkptError):  # likewise; or it has what passes through it just now
                 self._dump_ahead(one, out)
 
-    def _dump_ahead(self, one: Opened, out: Dump) -> None:
-        file = self._file(one, self._seen.read)
+    def _glimpse_table(self, glance: Glance) -> None:
+        """Have the glance see which descriptors there are, and that they lead where they did."""
+        begin = glance.mark()
+        size = _DIRENT * (len(self._by_number) + _OURS)
+        glance.call(NR.lseek, self._directory, 0, os.SEEK_SET)
+        glance.call(NR.getdents64, self._directory, glance.out(size), size)
+        for number, one in self._by_number.items():
+            glance.call(NR.kcmp, self.pid, os.getpid(), Kcmp.FILE, number, one.fd)
+        self._table = glance.since(begin)
+
+    def _glimpse(self, one: Opened, glance: Glance) -> None:
+        file = self._file(one, procfs.read)
         if not file:
             return
         one.kind, one.file, one.has_owner = kind_of(file), file, not file.flags & os.O_PATH
+        begin = glance.mark()
+        if one.has_owner:
+            glance.call(NR.fcntl, one.fd, F_GETOWN_EX, glance.out(len(_NO_OWNER)))
+        one.told = one.kind.glimpse(file, glance)
+        one.glimpse = glance.since(begin)
+
+    def _dump_ahead(self, one: Opened, out: Dump) -> None:
+        if not one.file or not one.kind:
+            return
         one.seen = self._see(one)
         if one.seen is _UNKNOWN:
             return
+        infos = [self._info(number) for number in one.numbers]  # the rest, too: as of now
+        self._infos += [(f"/proc/{self.pid}/fdinfo/{number}", one) for number in one.numbers]
+        file = one.file._replace(info=parse_fdinfo(infos[0]))
         with out.held() as held:
-            dump_file(one.kind, file, out)
+            dump_file(one.kind, file, out, partial(self._update, one))
             locks.dump(file, out)
         one.held = held
+
+    def _update(self, one: Opened, message: Any) -> None:
+        """Put what may still have changed into a message, when the target runs again."""
+        if one.kind and one.kind.late:
+            one.kind.update(message, parse_fdinfo(self._info(one.numbers[0])))
 
     def _see(self, one: Opened) -> object:
         """Return all of a file that may change, or that we have to see it when it is frozen."""
@@ -200,9 +249,8 @@ class OpenFiles:
         state = one.kind.state(one.file)
         if state is None:
             return _UNKNOWN
-        infos = [self._info(number) for number in one.numbers]
         owner = fcntl.fcntl(one.fd, F_GETOWN_EX, _NO_OWNER) if one.has_owner else b""
-        return [*one.numbers], infos, owner, state
+        return [*one.numbers], owner, state
 
     def _info(self, number: int) -> bytes:
         return self._seen.read(self.pid, f"fdinfo/{number}")
@@ -211,10 +259,10 @@ class OpenFiles:
 
     def take(self, out: Dump, seen: Seen) -> None:
         """See to it that all records are as of now; seen is what a glance has just told."""
-        changed, self._seen = self.look(), seen
+        self._seen = seen
+        changed = seen.answers(self._table) != self._ahead.answers(self._table) and self.look()
         everything = self._all()
-        files = {one: self._now(one, changed) for one in everything if one.held}
-        stale = [one for one, same in files.items() if not same]
+        stale = [one for one in self._suspects(changed) if not self._is_same(one, changed)]
         _drop(stale + [one for one in self._gone if one.held], everything)
         for one in everything:
             if one.held:
@@ -222,12 +270,33 @@ class OpenFiles:
             else:
                 self._dump_now(one, out)
 
-    def _now(self, one: Opened, changed: bool) -> bool:
-        """Say whether what was dumped ahead is still true."""
+    def _suspects(self, changed: bool) -> list[Opened]:
+        """Return those dumped ahead of which a glance does not show that they are the same."""
+        held = [one for one in self._all() if one.held]
+        if changed or not self._seen.same_answers(self._ahead):
+            return held
+        now, ahead = self._seen.files, self._ahead.files
+        different = {one for path, one in self._infos if now.get(path) != ahead[path]}
+        return [one for one in held if one in different or not one.told]
+
+    def _is_same(self, one: Opened, changed: bool) -> bool:
+        """Say whether what was dumped ahead is still true; changed if descriptors came or went."""
         assert one.kind
         if changed and one.kind.looks_around:
             return False
-        return self._see(one) == one.seen
+        glimpse = self._seen.answers(one.glimpse) == self._ahead.answers(one.glimpse)
+        if (changed or not one.told or not glimpse) and self._see(one) != one.seen:
+            return False
+        return all(self._is_same_info(number, one.kind.late) for number in one.numbers)
+
+    def _is_same_info(self, number: int, late: frozenset[str]) -> bool:
+        """Say whether fdinfo says the same of a descriptor, but for what can be put in late."""
+        path = f"fdinfo/{number}"
+        now, ahead = (seen.read(self.pid, path) for seen in (self._seen, self._ahead))
+        if now == ahead or not late:
+            return now == ahead
+        pairs = zip(FdInfo._fields, parse_fdinfo(now), parse_fdinfo(ahead), strict=True)
+        return all(a == b for field, a, b in pairs if field not in late)
 
     def _dump_now(self, one: Opened, out: Dump) -> None:
         one.file_id = one.file_id or out.next_id()
@@ -328,15 +397,19 @@ def _hint(link: str) -> str:
     return known.get(link, "have the target close it before the dump")
 
 
-def dump_file(kind: type[FileKind], file: OpenFile, out: Dump) -> None:
-    """Have a kind dump a file, and add it to files.img."""
+def dump_file(
+    kind: type[FileKind], file: OpenFile, out: Dump, update: Callable[[Any], None] | None = None
+) -> None:
+    """Have a kind dump a file, and add it to files.img; update brings its message up to date."""
     entry = kind.dump(file, out)
 
     def add() -> None:
         message = entry() if callable(entry) else entry
+        if update:
+            update(message)
         out.add_entry(pb.file_entry(type=kind.type, id=file.id, **{kind.field: message}))
 
-    if callable(entry):
+    if update or callable(entry):
         out.later(add)
     else:
         add()

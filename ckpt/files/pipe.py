@@ -21,6 +21,8 @@ from ckpt.files.external import inherited
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
 from ckpt.image import pb
 from ckpt.kernel import files
+from ckpt.kernel.arch import NR
+from ckpt.kernel.glance import Glance
 
 O_LARGEFILE = 0o100000
 """Set in every file that was opened by a path on a 64-bit machine; Python's own is 0."""
@@ -41,6 +43,13 @@ class Pipe(FileKind):
     def state(cls, file: OpenFile) -> Hashable | None:
         """The capacity; it has to be empty."""
         return None if unread(file.fd) else fcntl.fcntl(file.fd, fcntl.F_GETPIPE_SZ)
+
+    @classmethod
+    def glimpse(cls, file: OpenFile, glance: Glance) -> bool:
+        """What `unread` and F_GETPIPE_SZ tell."""
+        glance.call(NR.ioctl, file.fd, termios.FIONREAD, glance.out(4))
+        glance.call(NR.fcntl, file.fd, fcntl.F_GETPIPE_SZ)
+        return True
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:
@@ -95,6 +104,8 @@ def save(fd: int, pipe_id: int, out: Dump, image: str) -> None:
     """Write capacity and content of the pipe at a readable descriptor to pipes- or fifo-data."""
     size = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
     pieces, packets = _peek(fd, size)
+    if pieces:
+        out.passing()
     for data in pieces or [b""]:
         entry = pb.pipe_data_entry(pipe_id=pipe_id, bytes=len(data), size=size)
         if packets:

@@ -21,10 +21,13 @@ from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
 from ckpt.image import pb
 from ckpt.image.text import get_path, set_text
 from ckpt.kernel import files
-from ckpt.kernel.fdinfo import fdinfo
+from ckpt.kernel.arch import NR
+from ckpt.kernel.fdinfo import FdInfo, fdinfo
+from ckpt.kernel.glance import Glance
 from ckpt.options import DumpOptions
 
 _DELETED = " (deleted)"
+_STAT_ROOM = 256  # more than a struct stat has
 _O_TMPFILE = 0o20000000  # without the O_DIRECTORY that Python's has
 _NOT_TO_OPEN_WITH = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_ASYNC | os.O_CLOEXEC | _O_TMPFILE
 _HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -44,6 +47,7 @@ class RegFile(FileKind):
 
     type = pb.FD_REG
     field = "reg"
+    late = frozenset({"flags", "pos"})
 
     @classmethod
     def claims(cls, file: OpenFile) -> bool:
@@ -67,6 +71,20 @@ class RegFile(FileKind):
         """What path leads to it, and its size; without one, its content has to stand still."""
         link, st = os.readlink(f"/proc/self/fd/{file.fd}"), os.fstat(file.fd)
         return None if link.endswith(_DELETED) else (link, st.st_nlink, st.st_size)
+
+    @classmethod
+    def glimpse(cls, file: OpenFile, glance: Glance) -> bool:
+        """Where it leads, and what stat(2) says."""
+        room = len(os.fsencode(file.link)) + 1  # a longer one will be told by its length
+        path = glance.out(content=b"/proc/self/fd/%d\0" % file.fd)
+        glance.call(NR.readlink, path, glance.out(room), room)
+        glance.call(NR.fstat, file.fd, glance.out(_STAT_ROOM))
+        return True
+
+    @classmethod
+    def update(cls, message: Any, info: FdInfo) -> None:
+        """Position and flags are in fdinfo."""
+        message.flags, message.pos = info.flags & ~os.O_CLOEXEC, info.pos
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore, anon_inode
 from ckpt.image import pb
 from ckpt.kernel import files
+from ckpt.kernel.fdinfo import FdInfo
+from ckpt.kernel.glance import Glance
 
 
 class SignalFd(FileKind):
@@ -15,6 +17,7 @@ class SignalFd(FileKind):
 
     type = pb.FD_SIGNALFD
     field = "sgfd"
+    late = frozenset({"flags", "sigmask"})
 
     @classmethod
     def claims(cls, file: OpenFile) -> bool:
@@ -25,6 +28,17 @@ class SignalFd(FileKind):
     def state(cls, file: OpenFile) -> Hashable | None:
         """All is in fdinfo."""
         return ()
+
+    @classmethod
+    def glimpse(cls, file: OpenFile, glance: Glance) -> bool:
+        """There is nothing else to see."""
+        return True
+
+    @classmethod
+    def update(cls, message: Any, info: FdInfo) -> None:
+        """All is in fdinfo."""
+        message.flags = info.flags & ~os.O_CLOEXEC
+        message.sigmask = info.sigmask
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:

@@ -143,6 +143,8 @@ def dump_queue(file: OpenFile, sock: socket.socket, shutdown: int, out: Dump) ->
     offset = sock.getsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF)
     with out.changed(file, socket.SOL_SOCKET, _SO_PEEK_OFF, offset):
         queued = packets(sock, file.name, shutdown)
+    if queued:
+        out.passing()
     for packet in queued:
         entry = pb.sk_packet_entry(id_for=file.id, length=len(packet.data), scm=packet.scm)
         out.writer("sk-queues").append(entry, packet.data)

@@ -17,8 +17,10 @@ from typing import Any
 from ckpt.errors import CkptError, KernelError, NotPermitted, Unsupported
 from ckpt.files.kind import OpenFile
 from ckpt.image import pb
+from ckpt.kernel.arch import NR
 from ckpt.kernel.files import SocketOptions
-from ckpt.kernel.sockfilter import attach_filter, get_filter
+from ckpt.kernel.glance import Glance
+from ckpt.kernel.sockfilter import SO_GET_FILTER, attach_filter, get_filter
 
 SOL_SOCKET = socket.SOL_SOCKET
 SO_REUSEADDR, SO_DONTROUTE, SO_BROADCAST, SO_SNDBUF, SO_RCVBUF = 2, 5, 6, 7, 8
@@ -117,6 +119,11 @@ class State:
 
     def __init__(self, *more: tuple[int, int]) -> None:
         self._options = SocketOptions([*((SOL_SOCKET, option) for option in _COMMON), *more])
+
+    def glimpse(self, fd: int, glance: Glance) -> None:
+        """Add the calls that show a change to a glance; a filter by its length alone."""
+        self._options.glimpse(fd, glance)
+        glance.call(NR.getsockopt, fd, SOL_SOCKET, SO_GET_FILTER, 0, glance.out(8))
 
     def read(self, fd: int) -> bytes | None:
         """Return what they are, unread; None if there is a filter."""

@@ -10,12 +10,15 @@ import fcntl
 import os
 import select
 import time
+from collections.abc import Hashable
 from typing import Any
 
 from ckpt.errors import ImageError
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore, anon_inode
 from ckpt.image import pb
-from ckpt.kernel import fdinfo, files, procfs
+from ckpt.kernel import fdinfo, files
+from ckpt.kernel.arch import NR
+from ckpt.kernel.glance import Glance
 
 _ABSTIME = 1
 _SET_TICKS = 0x40085400  # TFD_IOC_SET_TICKS, _IOW('T', 0, __u64) of linux/timerfd.h
@@ -30,6 +33,7 @@ class TimerFd(FileKind):
 
     type = pb.FD_TIMERFD
     field = "tfd"
+    late = frozenset({"flags", "timer"})
 
     @classmethod
     def claims(cls, file: OpenFile) -> bool:
@@ -44,26 +48,36 @@ class TimerFd(FileKind):
         asks for its time; only then are the periods since counted. To ask loses nothing.
         """
         files.timerfd_gettime(file.fd)
-        raw, owner = procfs.read("self", f"fdinfo/{file.fd}"), file.common()
-        return lambda: cls._message(fdinfo.parse_fdinfo(raw).timer, owner)
+        message = pb.timerfd_entry(**file.common())
+        cls.update(message, fdinfo.fdinfo("self", file.fd))
+        return message
 
     @classmethod
-    def _message(cls, timer: fdinfo.TimerFd | None, common: dict[str, Any]) -> Any:
+    def state(cls, file: OpenFile) -> Hashable | None:
+        """All is in fdinfo, once that is up to date: see dump."""
+        files.timerfd_gettime(file.fd)
+        return ()
+
+    @classmethod
+    def glimpse(cls, file: OpenFile, glance: Glance) -> bool:
+        """Bring fdinfo up to date; the time that is left is not to be told: EFAULT comes after."""
+        glance.call(NR.timerfd_gettime, file.fd, 0)
+        return True
+
+    @classmethod
+    def update(cls, message: Any, info: fdinfo.FdInfo) -> None:
+        """All is in fdinfo."""
+        timer = info.timer
         assert timer
-        (vsec, vnsec), (isec, insec) = timer.value, timer.interval
-        if timer.ticks and not any(timer.value):
+        value = timer.value
+        if timer.ticks and not any(value):
             # A periodic one has expired again since we asked, just now: a period is left.
-            vsec, vnsec = isec, insec
-        return pb.timerfd_entry(
-            **common,
-            clockid=timer.clock,
-            ticks=timer.ticks,
-            settime_flags=timer.settime_flags,
-            vsec=vsec,
-            vnsec=vnsec,
-            isec=isec,
-            insec=insec,
-        )
+            value = timer.interval
+        message.flags = info.flags & ~os.O_CLOEXEC
+        message.clockid, message.ticks = timer.clock, timer.ticks
+        message.settime_flags = timer.settime_flags
+        message.vsec, message.vnsec = value
+        message.isec, message.insec = timer.interval
 
     @classmethod
     def create(cls, entry: Any, make: Restore) -> int:

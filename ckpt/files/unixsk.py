@@ -22,6 +22,7 @@ from ckpt.files.unixname import dump_place
 from ckpt.image import pb
 from ckpt.image.text import set_text
 from ckpt.kernel import sockdiag
+from ckpt.kernel.glance import Glance
 from ckpt.kernel.sockdiag import UnixDiag
 from ckpt.options import DumpOptions
 
@@ -60,6 +61,13 @@ class UnixSk(FileKind):
         found = sockdiag.unix_raw(file.stat.st_ino)
         options = _OPTIONS.read(file.fd) if _is_settled(found) else None
         return None if options is None else (found, options)
+
+    @classmethod
+    def glimpse(cls, file: OpenFile, glance: Glance) -> bool:
+        """The same."""
+        sockdiag.glimpse_unix(file.stat.st_ino, glance)
+        _OPTIONS.glimpse(file.fd, glance)
+        return True
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:

@@ -22,7 +22,9 @@ class NR(IntEnum):
 
     read = 0
     write = 1
+    fstat = 5
     poll = 7
+    lseek = 8
     mmap = 9
     mprotect = 10
     munmap = 11
@@ -52,6 +54,7 @@ class NR(IntEnum):
     recvfrom = 45
     sendmsg = 46
     recvmsg = 47
+    getsockname = 51
     socketpair = 53
     setsockopt = 54
     getsockopt = 55
@@ -67,6 +70,7 @@ class NR(IntEnum):
     flock = 73
     chdir = 80
     fchdir = 81
+    readlink = 89
     umask = 95
     wait4 = 61
     setpgid = 109
@@ -96,6 +100,7 @@ class NR(IntEnum):
     io_setup = 206
     io_getevents = 208
     set_tid_address = 218
+    getdents64 = 217
     restart_syscall = 219
     semtimedop = 220
     timer_create = 222

@@ -83,7 +83,7 @@ def privileges() -> bool:
 
 def _scans(category: pagemap.Page) -> bool:
     with _closing(os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)) as fd:
-        return _works(lambda: list(pagemap.scan(fd, 0, mmap.PAGESIZE, any_of=category)))
+        return _works(lambda: list(pagemap.scan(fd, [(0, mmap.PAGESIZE)], any_of=category)))
 
 
 @cache

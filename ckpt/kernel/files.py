@@ -11,6 +11,7 @@ from struct import Struct
 
 from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import check, ffi, lib, syscall
+from ckpt.kernel.glance import Glance
 from ckpt.kernel.kcmp import Kcmp
 
 RESOLVE_IN_ROOT = 0x10
@@ -23,6 +24,7 @@ _ITIMERSPEC = Struct("<4q")
 _SIGSET = Struct("<Q")
 _HANDLE, _MAX_HANDLE = Struct("<Ii"), 128  # struct file_handle: size and type come first
 _AT_EMPTY_PATH = 0x1000
+_OPTION_ROOM = 16
 _EPOLL_SLOT = Struct("<3I")
 
 
@@ -143,9 +145,15 @@ class SocketOptions:
     """Socket options, (level, number), that are read all at once."""
 
     def __init__(self, options: list[tuple[int, int]]) -> None:
-        self._count = len(options)
+        self._options, self._count = options, len(options)
         self._wanted = ffi.new("int32_t[]", [number for option in options for number in option])
         self._found = ffi.new("int32_t[]", 5 * self._count)
+
+    def glimpse(self, fd: int, glance: Glance) -> None:
+        """Add the calls that read them to a glance."""
+        for level, option in self._options:
+            length = glance.out(content=_OPTION_ROOM.to_bytes(4, "little"))
+            glance.call(NR.getsockopt, fd, level, option, glance.out(_OPTION_ROOM), length)
 
     def read(self, fd: int) -> bytes:
         """Return of each 20 bytes: its length or -errno, and the first 16 bytes of its value."""

@@ -4,11 +4,11 @@
 One call walks page tables at some 10 ns a page and gives back runs, not pages.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import IntFlag
 from typing import NamedTuple
 
-from ckpt.kernel.ffi import check, ffi, lib
+from ckpt.kernel.ffi import allocate, check, ffi, lib
 
 
 class Page(IntFlag):
@@ -41,25 +41,36 @@ _ROOM = 1024
 
 def scan(
     pagemap: int,
-    start: int,
-    end: int,
+    ranges: Iterable[tuple[int, int]],
     *,
     any_of: Page,
     none_of: Page = NONE,
     tell: Page = NONE,
 ) -> Iterator[Region]:
-    """Yield the runs of [start, end) with a category of any_of and none of none_of.
+    """Yield the runs of ranges (start, end) with a category of any_of and none of none_of.
 
     pagemap is a descriptor of /proc/PID/pagemap; runs that differ in a category of tell are told
     apart. Raises KernelError, ENOTTY where the kernel has no PAGEMAP_SCAN.
     """
-    regions = ffi.new("struct core_region[]", _ROOM)
-    walked = ffi.new("uint64_t *")
-    while start < end:
+    left = [(start, end - start) for start, end in ranges]
+    regions, done = allocate("struct core_region[]", _ROOM), ffi.new("size_t *")
+    while left:
+        array = ffi.new("struct core_range[]", left)
         got = lib.core_pagemap_scan(
-            pagemap, start, end, 0, none_of, any_of, none_of, tell or any_of, regions, _ROOM, walked
+            pagemap,
+            array,
+            len(left),
+            none_of,
+            any_of,
+            none_of,
+            tell or any_of,
+            regions,
+            _ROOM,
+            done,
         )
-        for region in regions[0 : check(got, "PAGEMAP_SCAN", addr=start)]:
+        for region in regions[0 : check(got, "PAGEMAP_SCAN", addr=left[0][0])]:
             yield Region(region.start, region.end, Page(region.categories))
-        # Not from walk_end: more than 512 regions, and it is where the kernel paused between them.
-        start = regions[_ROOM - 1].end if got == _ROOM else end
+        start, length = left[done[0]] if done[0] < len(left) else (0, 0)
+        left = left[done[0] + 1 :]
+        if got == _ROOM and (on := regions[_ROOM - 1].end) < start + length:
+            left.insert(0, (on, start + length - on))

@@ -311,13 +311,20 @@ _SIGNAL_SETS = re.compile(
 )
 
 
-def signal_sets(status: bytes) -> tuple[int, int, int]:
-    """The signals pending for the thread and for the process, and those caught: in no time."""
+class SignalSets(NamedTuple):
+    """The signals that are pending for a thread, those for its process, and those it handles."""
+
+    own: int
+    shared: int
+    caught: int
+
+
+def signal_sets(status: bytes) -> SignalSets:
+    """Parse only that of `status`: in no time."""
     match = _SIGNAL_SETS.search(status)
     if match is None:
         raise KernelError(errno.EPROTO, "reading the signals of /proc/PID/status")
-    thread, process, caught = (int(mask, 16) for mask in match.groups())
-    return thread, process, caught
+    return SignalSets(*(int(mask, 16) for mask in match.groups()))
 
 
 def parse_status(text: bytes) -> Status:

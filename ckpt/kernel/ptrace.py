@@ -116,7 +116,8 @@ class Tracee:
 
         Raises TargetDied when the thread ended instead.
         """
-        hear([self])
+        if self.tid not in _heard:
+            hear([self])
         stop = self.poll()
         assert stop
         return stop

@@ -330,10 +330,10 @@ class Remote:
 
     def _attach(self, regs: Regs, gadget: Gadget) -> None:
         segment = self.slot.segment
-        self.tracee.set_regs(hold(regs, gadget.hold, NR.shmat, segment.id, segment.base, _SHM_EXEC))
-        self.tracee.set_sigmask(self.blocked)
+        away = hold(regs, gadget.hold, NR.shmat, segment.id, segment.base, _SHM_EXEC)
         self._away = True
-        check(_result_of_call(self.tracee), "shmat", pid=self.tid)
+        ret = _result_of_call(Order(self.tracee, Then.SYSCALL, away.pack(), self.blocked))
+        check(ret, "shmat", pid=self.tid)
 
     def _fall_in(self, regs: Regs, sigmask: int, gadget: Gadget, batch: Batch) -> None:
         """Set the thread off on a batch by way of shmat and a `ret`."""
@@ -475,28 +475,30 @@ def detach(
     With gadget.hold a thread whose tracer dies on the way is held there; else it crashes.
     """
     if gadget.hold:
-        tracee.set_regs(hold(regs, gadget.hold, NR.shmdt, base))
-        tracee.set_sigmask(blocked)
-        ret = _result_of_call(tracee)
-        tracee.set_sigmask(sigmask)
-        tracee.set_regs(home(regs))
+        away = hold(regs, gadget.hold, NR.shmdt, base)
+        ret = _result_of_call(Order(tracee, Then.SYSCALL, away.pack(), blocked))
+        send([Order(tracee, Then.STAY, home(regs).pack(), sigmask, mask_first=True)])
     else:
-        tracee.set_sigmask(blocked)
         away = regs._replace(ip=gadget.address, sp=0, ax=NR.shmdt, di=base, orig_ax=NO_SYSCALL)
-        tracee.set_regs(away)
-        ret = _result_of_call(tracee)
-        tracee.set_regs(home(regs))
-        tracee.set_sigmask(sigmask)
+        call = Order(tracee, Then.SYSCALL, away.pack(), blocked, mask_first=True)
+        ret = _result_of_call(call)
+        send([Order(tracee, Then.STAY, home(regs).pack(), sigmask)])
     return ret
 
 
-def _result_of_call(tracee: Tracee) -> int:
-    """Let a thread make the system call that it is at, and no instruction more."""
-    for _ in ("entry", "exit"):
-        tracee.syscall()
-        while tracee.wait().signo != SYSCALL_STOP:
-            tracee.syscall()
+def _result_of_call(order: Order) -> int:
+    """Let a thread make the system call that an order leads it to, and no instruction more."""
+    tracee = order.tracee
+    send([order])
+    _await_syscall(tracee)
+    tracee.syscall()
+    _await_syscall(tracee)
     return tracee.regs().result
+
+
+def _await_syscall(tracee: Tracee) -> None:
+    while tracee.wait().signo != SYSCALL_STOP:
+        tracee.syscall()
 
 
 def _described(call: Call) -> str:

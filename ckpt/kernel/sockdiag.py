@@ -19,6 +19,8 @@ from itertools import count
 from typing import NamedTuple
 
 from ckpt.errors import KernelError, NotPermitted
+from ckpt.kernel.arch import NR
+from ckpt.kernel.glance import Glance
 
 # linux/netlink.h, and SOCK_DIAG_BY_FAMILY of linux/sock_diag.h.
 _NETLINK_SOCK_DIAG = 4
@@ -33,6 +35,7 @@ _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 # More than one message of a dump: netlink_dump() in net/netlink/af_netlink.c fills 32 KiB at most.
 _RECEIVE = 1 << 16
+_ANSWER = 1 << 10  # of a single socket
 
 _SO_COOKIE = 57  # asm-generic/socket.h
 
@@ -147,19 +150,34 @@ def inet_of(fd: int) -> InetDiag | None:
     return _inet_diag(protocol, body) if body else None
 
 
+def glimpse_unix(ino: int, glance: Glance) -> None:
+    """Add the calls that ask what unix_raw does to a glance."""
+    _glimpse(_unix_request(ino), glance)
+
+
+def glimpse_inet(fd: int, glance: Glance) -> None:
+    """Add the calls that ask what inet_raw does to a glance."""
+    _glimpse(_inet_request(fd)[0], glance)
+
+
 def inet_raw(fd: int) -> bytes:
     """What the kernel says of the socket behind a local descriptor, unread: see inet_of."""
     return _inet_raw(fd)[0]
 
 
 def _inet_raw(fd: int) -> tuple[bytes, int]:
+    request, protocol = _inet_request(fd)
+    return _ask(request), protocol
+
+
+def _inet_request(fd: int) -> tuple[bytes, int]:
     sock = socket.socket(fileno=fd)
     try:
         family, protocol = sock.family, sock.proto
         request = _INET_REQUEST.pack(family, protocol, 0, 0, _ALL_STATES) + _socket_id(sock)
     finally:
         sock.detach()
-    return _ask(request), protocol
+    return request, protocol
 
 
 def _unix_query(ino: int, flags: int) -> Iterator[bytes]:
@@ -276,6 +294,20 @@ def _ask(request: bytes) -> bytes:
             return body
         _check(body, dump=False)
         return b""
+
+
+def _glimpse(request: bytes, glance: Glance) -> None:
+    length = _HEADER.size + len(request)
+    header = _HEADER.pack(length, _BY_FAMILY, _NLM_F_REQUEST, 0, 0)
+    fd, answer = _glancing().fileno(), glance.out(_ANSWER)
+    glance.call(NR.sendto, fd, glance.out(content=header + request), length)
+    glance.call(NR.recvfrom, fd, answer, _ANSWER, socket.MSG_DONTWAIT)
+
+
+@cache
+def _glancing() -> socket.socket:
+    """One socket for what is asked with others at a glance."""
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
 
 
 def _messages(buffer: bytes) -> Iterator[tuple[int, bytes]]:

@@ -11,7 +11,7 @@ import socket
 from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import check, ffi, syscall
 
-_SO_ATTACH_FILTER = _SO_GET_FILTER = 26
+_SO_ATTACH_FILTER = SO_GET_FILTER = 26
 _INSTRUCTION = 8
 
 
@@ -19,7 +19,7 @@ def get_filter(fd: int) -> bytes | None:
     """Return the filter's struct sock_filter array, b"" for none, None for an eBPF program."""
     length = ffi.new("uint32_t *", 0)
     where = int(ffi.cast("uintptr_t", length))
-    ret = syscall(NR.getsockopt, fd, socket.SOL_SOCKET, _SO_GET_FILTER, 0, where)
+    ret = syscall(NR.getsockopt, fd, socket.SOL_SOCKET, SO_GET_FILTER, 0, where)
     if ret == -errno.EACCES:
         return None
     check(ret, "getsockopt SO_GET_FILTER")
@@ -27,7 +27,7 @@ def get_filter(fd: int) -> bytes | None:
         return b""
     program = ffi.new("uint8_t[]", length[0] * _INSTRUCTION)
     at = int(ffi.cast("uintptr_t", program))
-    check(syscall(NR.getsockopt, fd, socket.SOL_SOCKET, _SO_GET_FILTER, at, where), "SO_GET_FILTER")
+    check(syscall(NR.getsockopt, fd, socket.SOL_SOCKET, SO_GET_FILTER, at, where), "SO_GET_FILTER")
     return bytes(ffi.buffer(program))
 
 

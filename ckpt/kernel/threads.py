@@ -10,7 +10,7 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from ckpt.kernel.arch import Regs
-from ckpt.kernel.ffi import check, ffi, lib
+from ckpt.kernel.ffi import allocate, check, ffi, lib
 from ckpt.kernel.ptrace import Rseq, Tracee
 
 _XSTATE_ROOM = 16 << 10
@@ -18,7 +18,6 @@ _XSTATE_ROOM = 16 << 10
 _THREAD = Struct("<ii216sQQIIIxxxxQQQ48s56sqQ")
 _ORDER = Struct("<iiiiQ216s")
 _NO_REGS = bytes(216)
-_allocate = ffi.new_allocator(should_clear_after_alloc=False)  # of zeros would take longer
 _REGS, _MASK, _MASK_FIRST = 1, 2, 4
 
 
@@ -44,7 +43,7 @@ def take(tracees: list[Tracee]) -> list[State]:
     """Read what stopped threads are. Raises NoSuchTask for one that has been killed."""
     count = len(tracees)
     threads = ffi.new("struct core_thread[]", count)
-    xstate = _allocate("uint8_t[]", count * _XSTATE_ROOM)
+    xstate = allocate("uint8_t[]", count * _XSTATE_ROOM)
     for thread, tracee in zip(threads, tracees, strict=True):
         thread.tid = tracee.tid
     lib.core_take_threads(threads, count, xstate, _XSTATE_ROOM)

@@ -70,13 +70,8 @@ class Coverage:
         self.lose(guarded)
 
     def _scan(self, ranges: Iterable[Range], any_of: Page) -> list[Region]:
-        return [
-            run
-            for start, end in ranges
-            for run in scan(
-                self._pagemap, start, end, any_of=any_of, none_of=Page.PFNZERO, tell=Page.GUARD
-            )
-        ]
+        found = scan(self._pagemap, ranges, any_of=any_of, none_of=Page.PFNZERO, tell=Page.GUARD)
+        return list(found)
 
 
 def _blocks(runs: Iterable[Region]) -> list[Range]:

@@ -57,18 +57,19 @@ def dumped(pagemap: int, entry: pb.vma_entry) -> tuple[list[Region], list[pb.vma
     kernels = bool(entry.status & Status.VDSO)
     if not (is_private(entry) or kernels):
         return [], []
-    found = written(pagemap, entry.start, entry.end, kernels=kernels)
+    found = written(pagemap, [(entry.start, entry.end)], kernels=kernels)
     guards = [guard(run.start, run.end) for run in found if run.categories & Page.GUARD]
     return [run for run in found if not run.categories & Page.GUARD], guards
 
 
-def written(pagemap: int, start: int, end: int, *, kernels: bool = False) -> list[Region]:
-    """Return the runs of private memory that are its own: neither a file's nor the zero page.
+def written(pagemap: int, ranges: list[Range], *, kernels: bool = False) -> list[Region]:
+    """Return the runs of private memory in ranges that are its own.
 
-    Guard pages are runs of their own. With kernels it is the vDSO, whose pages seem a file's.
+    That is neither a file's nor the zero page. Guard pages are runs of their own. With kernels it
+    is the vDSO, whose pages seem a file's.
     """
     none_of = Page.PFNZERO if kernels else Page.PFNZERO | Page.FILE
-    return list(scan(pagemap, start, end, any_of=_THERE, none_of=none_of, tell=Page.GUARD))
+    return list(scan(pagemap, ranges, any_of=_THERE, none_of=none_of, tell=Page.GUARD))
 
 
 def can_be_late(entry: pb.vma_entry) -> bool:

@@ -19,12 +19,14 @@ import errno
 import os
 import re
 import time
+from collections.abc import Iterable
 from struct import Struct
 from typing import NamedTuple
 
 from ckpt.errors import CkptError
 from ckpt.kernel import mem, procfs
 from ckpt.kernel.arch import ERESTART_RESTARTBLOCK, NO_SYSCALL, NR, Regs, again, home
+from ckpt.kernel.glance import Glance
 from ckpt.kernel.procfs import Syscall
 from ckpt.kernel.ptrace import Tracee
 from ckpt.kernel.threads import State
@@ -105,22 +107,47 @@ class Resumption(NamedTuple):
     wait: Wait | None = None
 
 
-def sleeps(tids: list[int]) -> dict[int, Sleep]:
-    """Return the threads that are in a timed call, and since when; they need not be stopped."""
-    found: dict[int, Sleep] = {}
-    clocks: dict[int, int] = {}
-    for tid in tids:
-        try:
-            call = procfs.syscall(tid)
-            if call and _is_relative(call.number, call.args):
-                since, switches = _scheduled(tid)
-                cpu = procfs.stat(tid).processor
-                if cpu not in clocks:
-                    clocks[cpu] = _scheduler_offset(cpu)
-                found[tid] = Sleep(call, since + clocks[cpu], switches)
-        except CkptError:
-            continue  # it has ended, or the kernel does not tell
-    return found
+class Sleeps:
+    """The threads that are in a timed call, and since when; looked at while they run."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, Sleep] = {}
+        self._glance = Glance()
+
+    def look(self, tids: Iterable[int]) -> None:
+        """Find them."""
+        clocks: dict[int, int] = {}
+        for tid in tids:
+            try:
+                call = procfs.syscall(tid)
+                if call and _is_relative(call.number, call.args):
+                    since, switches = _scheduled(procfs.read_path(_sched(tid)))
+                    cpu = procfs.stat(tid).processor
+                    if cpu not in clocks:
+                        clocks[cpu] = _scheduler_offset(cpu)
+                    self._found[tid] = Sleep(call, since + clocks[cpu], switches)
+                    self._glance.add(_sched(tid))
+            except CkptError:
+                continue  # it has ended, or the kernel does not tell
+
+    def still(self) -> dict[int, Sleep]:
+        """Return those that have been woken up by a stop alone: by more, and it is another call."""
+        if not self._found:
+            return {}
+        files = self._glance.look().files
+        return {
+            tid: sleep
+            for tid, sleep in self._found.items()
+            if _sched(tid) in files and _scheduled(files[_sched(tid)])[1] == sleep.switches + 1
+        }
+
+    def close(self) -> None:
+        """Close what is still open."""
+        self._glance.close()
+
+
+def _sched(tid: int | str) -> str:
+    return f"/proc/{tid}/sched"
 
 
 def _scheduler_offset(cpu: int) -> int:
@@ -132,7 +159,7 @@ def _scheduler_offset(cpu: int) -> int:
     os.sched_setaffinity(0, [cpu])
     try:
         os.sched_yield()  # which is when our own exec_start is brought up to date
-        return -_scheduled("thread-self")[0] + time.monotonic_ns()
+        return -_scheduled(procfs.read_path(_sched("thread-self")))[0] + time.monotonic_ns()
     except OSError as error:
         raise CkptError(f"no clock of cpu {cpu}: {error}") from error
     finally:
@@ -149,9 +176,9 @@ def _is_relative(number: int, args: tuple[int, ...]) -> bool:
     return number in _TIMESPEC and args[_TIMESPEC[NR(number)]] != 0
 
 
-def _scheduled(tid: int | str) -> tuple[int, int]:
+def _scheduled(sched: bytes) -> tuple[int, int]:
     """Return when a thread last ran, in the scheduler's ns, and how often it has gone to sleep."""
-    match = _SCHED.search(procfs.read_path(f"/proc/{tid}/sched"))
+    match = _SCHED.search(sched)
     if not match:
         raise CkptError("no exec_start in /proc/PID/sched")
     return int(match[1]) * 1_000_000 + int(match[2]), int(match[3])
@@ -162,14 +189,14 @@ def resumption(
 ) -> Resumption:
     """Say how a thread that has just stopped goes on; set its registers if it must.
 
-    now is when it was stopped, CLOCK_MONOTONIC in ns; earlier is what its last stop by
-    us had interrupted.
+    sleep is what it was in just before, if it still was when it was stopped; now is when that
+    was, CLOCK_MONOTONIC in ns; earlier is what its last stop by us had interrupted.
     """
     regs = _out_of_critical_section(tracee, state)
     if regs.syscall is None:
         return Resumption(regs, regs)
     if -regs.result == ERESTART_RESTARTBLOCK:
-        wait = _wait(regs, tracee.tid, sleep, now, earlier)
+        wait = _wait(regs, sleep, now, earlier)
         if wait.number == NR.restart_syscall:  # somebody else's stop: what for, nobody knows
             return Resumption(regs, regs._replace(ax=-errno.EINTR & NO_SYSCALL))
         return Resumption(regs, _once_more(regs, tracee.tid, wait, now), wait)
@@ -201,20 +228,18 @@ def _out_of_critical_section(tracee: Tracee, state: State) -> Regs:
 
 def _not_interrupted(regs: Regs, tracee: Tracee, sleep: Sleep | None, now: int) -> Resumption:
     """Have a call made again that says EINTR though there is no signal to handle."""
-    image = _once_more(regs, tracee.tid, _wait(regs, tracee.tid, sleep, now, None), now)
+    image = _once_more(regs, tracee.tid, _wait(regs, sleep, now, None), now)
     here = image._replace(orig_ax=NO_SYSCALL)
     tracee.set_regs(here)
     return Resumption(here, image)
 
 
-def _wait(regs: Regs, tid: int, sleep: Sleep | None, now: int, earlier: Wait | None) -> Wait:
+def _wait(regs: Regs, sleep: Sleep | None, now: int, earlier: Wait | None) -> Wait:
     """Return what the thread was in, and since when: since now, if that is not known."""
     if regs.orig_ax == NR.restart_syscall and earlier and earlier.args == regs.args:
         return earlier
-    since = now
-    if sleep and (sleep.call.number, sleep.call.args) == (regs.orig_ax, regs.args):
-        # It has gone to sleep once more since: to stop. More often, and this is another call.
-        since = sleep.since if _scheduled(tid)[1] == sleep.switches + 1 else now
+    same = sleep and (sleep.call.number, sleep.call.args) == (regs.orig_ax, regs.args)
+    since = sleep.since if sleep and same else now
     return Wait(regs.orig_ax, regs.args, min(since, now))
 
 

@@ -9,7 +9,7 @@ from ckpt.image import pb
 from ckpt.image.text import get_text, set_text
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import NR
-from ckpt.kernel.ptrace import Rseq, Tracee
+from ckpt.kernel.ptrace import Rseq
 from ckpt.kernel.remote import Batch
 from ckpt.kernel.threads import State
 from ckpt.task import creds, sched, signals
@@ -24,13 +24,6 @@ class Raw(NamedTuple):
     status: bytes
     state: State
     pending: list[bytes]
-
-
-def take(tracee: Tracee, state: State, read: procfs.Read) -> Raw:
-    """Take it, in the freeze: what it means can be said later."""
-    status = read(tracee.tid, "status")
-    own, _, _ = procfs.signal_sets(status)
-    return Raw(status, state, tracee.pending(shared=False) if own else [])
 
 
 Answer = Callable[[Raw], tuple[pb.thread_core_entry, int]]

@@ -87,21 +87,30 @@ struct scan_arg {
 	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
 };
 
-int64_t core_pagemap_scan(int32_t fd, uint64_t start, uint64_t end, uint64_t flags,
-			  uint64_t all_of, uint64_t any_of, uint64_t inverted,
-			  uint64_t return_mask, struct core_region *regions, size_t n,
-			  uint64_t *walk_end)
+int64_t core_pagemap_scan(int32_t fd, const struct core_range *ranges, size_t n, uint64_t all_of,
+			  uint64_t any_of, uint64_t inverted, uint64_t return_mask,
+			  struct core_region *regions, size_t room, size_t *done)
 {
-	struct scan_arg arg = {
-		.size = sizeof(arg), .flags = flags, .start = start, .end = end,
-		.vec = (uintptr_t)regions, .vec_len = n,
-		.category_inverted = inverted, .category_mask = all_of,
-		.category_anyof_mask = any_of, .return_mask = return_mask,
-	};
-	int64_t got = result(ioctl(fd, _IOWR('f', 16, struct scan_arg), &arg));
+	size_t found = 0;
 
-	*walk_end = arg.walk_end;
-	return got;
+	for (*done = 0; *done < n && found < room; ++*done) {
+		const struct core_range *range = &ranges[*done];
+		struct scan_arg arg = {
+			.size = sizeof(arg), .start = range->start, .end = range->start + range->len,
+			.vec = (uintptr_t)(regions + found), .vec_len = room - found,
+			.category_inverted = inverted, .category_mask = all_of,
+			.category_anyof_mask = any_of, .return_mask = return_mask,
+		};
+		int64_t got = result(ioctl(fd, _IOWR('f', 16, struct scan_arg), &arg));
+
+		if (got < 0)
+			return got;
+		/* Not by walk_end: of more than 512 regions it is where the kernel has paused. */
+		found += got;
+		if (found == room)
+			break;
+	}
+	return found;
 }
 
 int64_t core_clone_paused(uint64_t flags, const int32_t *set_tid, size_t n,

@@ -100,13 +100,12 @@ struct core_region {
 };
 
 /*
- * One PAGEMAP_SCAN ioctl over [start, end). Returns the number of regions; *walk_end is where it
- * stopped, which is before end when the vector was full.
+ * PAGEMAP_SCAN of n ranges. Returns the number of regions; *done is how many ranges are through:
+ * fewer than n if the regions have no room for more, and then the last one says how far the next is.
  */
-int64_t core_pagemap_scan(int32_t fd, uint64_t start, uint64_t end, uint64_t flags,
-			  uint64_t all_of, uint64_t any_of, uint64_t inverted,
-			  uint64_t return_mask, struct core_region *regions, size_t n,
-			  uint64_t *walk_end);
+int64_t core_pagemap_scan(int32_t fd, const struct core_range *ranges, size_t n, uint64_t all_of,
+			  uint64_t any_of, uint64_t inverted, uint64_t return_mask,
+			  struct core_region *regions, size_t room, size_t *done);
 
 /* ---- userfaultfd ---- */
 
@@ -176,11 +175,19 @@ int64_t core_clone_paused(uint64_t flags, const int32_t *set_tid, size_t n,
 
 /* ---- what is done to many things at once ---- */
 
+enum { CORE_WHOLE = -1 };
+
+/* A system call; or CORE_WHOLE: the file arg[0], from its begin. */
+struct core_look {
+	int64_t nr;
+	uint64_t arg[6];
+};
+
 /*
- * Read whole files from their begin, one behind the other, into buf. ends[i] says where the i-th
- * ends there, or is its -errno. Returns how many were read: fewer than n if buf was too small.
+ * Make the calls, and read the files one behind the other into buf. rets are the results, and the
+ * lengths, or -errno. Returns how many were done: fewer than n if buf was too small.
  */
-int64_t core_read_all(const int32_t *fds, size_t n, void *buf, size_t size, int64_t *ends);
+int64_t core_look(const struct core_look *looks, size_t n, int64_t *rets, void *buf, size_t size);
 
 /*
  * Say for each pair whether the task's descriptor and ours are one open file (kcmp(2)). Returns

@@ -25,18 +25,22 @@ static int64_t read_whole(int32_t fd, char *buf, size_t room)
 	return -E2BIG;
 }
 
-int64_t core_read_all(const int32_t *fds, size_t n, void *buf, size_t size, int64_t *ends)
+int64_t core_look(const struct core_look *looks, size_t n, int64_t *rets, void *buf, size_t size)
 {
 	size_t end = 0;
 
 	for (size_t i = 0; i < n; i++) {
-		int64_t got = read_whole(fds[i], (char *)buf + end, size - end);
+		const uint64_t *a = looks[i].arg;
 
-		if (got == -E2BIG)
+		if (looks[i].nr != CORE_WHOLE) {
+			rets[i] = core_syscall(looks[i].nr, a[0], a[1], a[2], a[3], a[4], a[5]);
+			continue;
+		}
+		rets[i] = read_whole(a[0], (char *)buf + end, size - end);
+		if (rets[i] == -E2BIG)
 			return i;
-		if (got > 0)
-			end += got;
-		ends[i] = got < 0 ? got : (int64_t)end;
+		if (rets[i] > 0)
+			end += rets[i];
 	}
 	return n;
 }

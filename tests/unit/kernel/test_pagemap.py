@@ -24,7 +24,7 @@ def test_every_run_once(runs):
         anchor = ctypes.c_char.from_buffer(area)
         start = ctypes.addressof(anchor)
         pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
-        found = list(scan(pagemap, start, start + len(area), any_of=Page.PRESENT))
+        found = list(scan(pagemap, [(start, start + len(area))], any_of=Page.PRESENT))
         os.close(pagemap)
         del anchor
     expected = [(start + page * PAGE, start + (page + 1) * PAGE) for page in range(0, 2 * runs, 2)]
