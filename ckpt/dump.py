@@ -20,12 +20,15 @@ from ckpt.kernel import procfs
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.nsfs import entered, is_ours
 from ckpt.kernel.pidfd import pidfd_open
+from ckpt.memory.layout import Range
 from ckpt.namespaces import ipcshm
 from ckpt.namespaces.kind import Dump
 from ckpt.options import DumpOptions
 from ckpt.refuse import check, check_pid
-from ckpt.snapshot import DumpReport, Snapshot
+from ckpt.snapshot import DumpReport, Snapshot, Unseen
 from ckpt.task import ids, regs
+
+_ATTEMPTS = 4
 
 
 def dump(options: DumpOptions) -> DumpReport:
@@ -35,6 +38,22 @@ def dump(options: DumpOptions) -> DumpReport:
     the process runs on as if nothing had been, and there is no image.
     """
     begun = time.monotonic_ns()
+    unseen: list[Range] = []
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            report = _attempt(options, unseen)
+        except Unseen as error:
+            if not left:
+                raise
+            options.log.warning("dump", f"once more: {error}")
+            unseen += error.ranges
+        else:
+            report.total_ns = time.monotonic_ns() - begun
+            return report
+    raise AssertionError
+
+
+def _attempt(options: DumpOptions, unseen: list[Range]) -> DumpReport:
     pid, log = options.pid, options.log
     log.stage("check")
     check_pid(pid)
@@ -47,13 +66,12 @@ def dump(options: DumpOptions) -> DumpReport:
         log.stage("begin")
         image = held.enter_context(ImageDir.create(options.images_dir, options.prev_images_dir))
         guard = held.enter_context(Guard(pid, pidfd))
-        snapshot = Snapshot(pid, pidfd, image, options, guard, opened)
+        snapshot = Snapshot(pid, pidfd, image, options, guard, opened, unseen)
         try:
             _dump(snapshot, options)
         except BaseException:
             snapshot.files.abandon()
             raise
-    snapshot.report.total_ns = time.monotonic_ns() - begun
     return snapshot.report
 
 

@@ -14,18 +14,18 @@ import os
 import time
 from array import array
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from typing import NamedTuple
 
-from ckpt.errors import KernelError, TargetDied
+from ckpt.errors import CkptError, KernelError, TargetDied
 from ckpt.freeze import Frozen
 from ckpt.image import pb
 from ckpt.image.hot import write_hot
 from ckpt.image.pages import PAGE, PageWriter
 from ckpt.infect import fetch_userfaultfd
 from ckpt.kernel.glance import Glance, Seen
-from ckpt.kernel.maps import MapsEntry, maps
+from ckpt.kernel.maps import MapsEntry, maps, smaps
 from ckpt.kernel.pagemap import Page, Region
 from ckpt.kernel.userfaultfd import TRACKING, Userfaultfd
 from ckpt.log import INFO
@@ -37,12 +37,14 @@ from ckpt.memory.pace import Pace
 from ckpt.memory.spool import Spool
 from ckpt.memory.tracker import Pages, Tracker, each_once, ranges_of
 from ckpt.memory.vmas import Status
-from ckpt.snapshot import Pass, Snapshot, open_proc
+from ckpt.snapshot import Pass, Snapshot, Unseen, open_proc
 
 _ENOUGH = 64  # pages: copying so few costs the freeze less than another pass would save
 _PASSES = 64
 _PART = 16 << 20
 _SLICE = 1 << 14  # pages that are protected together: what we keep of each takes 1 KiB
+_PAUSES = (0, 0.002, 0.02, 0.1)  # s: so long who unmaps may take to say so
+_UFFD_WP = "uw"  # of VmFlags in smaps
 _WORTH_PACING = 8 << 20  # less is copied at once, lest the log grow as fast as it is copied
 
 
@@ -58,6 +60,7 @@ class Live:
         self._pace = Pace(snapshot.files.options.max_rate)
         self._mappings = Mappings(snapshot)
         self._pending: Pages = array("Q")
+        self._unprotected: Pages = array("Q")
         self._view = memoryview(bytearray(pages.BUFFER))
         self._logs: list[Pages] = []
         self._frozen_copy: list[tuple[list[tuple[int, int]], bytearray]] = []
@@ -82,6 +85,8 @@ class Live:
             held.callback(os.close, self._mem)
             self._tracker.start()
             self._coverage = Coverage(self._tracker, self._pagemap)
+            self._coverage.distrust(self.snapshot.unseen)
+            self._unprotected.extend(start for start, _ in self._tracker.registered[:1])
             self._held = held.pop_all()
         return self
 
@@ -189,6 +194,7 @@ class Live:
         with _alive(self.pid):
             self._tracker.drain()
             log, lost = self._tracker.take()
+        self._unprotected += self._pending + log
         same = self._mappings.take(seen)
         self.snapshot.vmas = self._mappings.vmas
         if lost or not same:
@@ -220,6 +226,7 @@ class Live:
 
     def finish(self) -> None:
         """Let go of the process, write what the freeze took, and put the pages in order."""
+        self._verify()
         self._tracker.close()
         self._put_frozen()
         snapshot, spool = self.snapshot, self._spool
@@ -239,6 +246,37 @@ class Live:
         snapshot.report.memory.scanned = sum(e.end - e.start for e in snapshot.vmas) // PAGE
         snapshot.report.memory.written = self._writer.size // PAGE
         snapshot.vmas = vmas.merged_vvar(snapshot.vmas) + guards
+
+    def _verify(self) -> None:
+        """See that no page has lost its protection but by a fault that is in the log.
+
+        That might have been before the freeze, and the page's last content is not in the image
+        then. Guard pages can do it (madvise(2)): where they come and go the kernel tells nobody.
+        Raises Unseen.
+        """
+        unseen: list[Range] = []
+        with suppress(CkptError):  # the process has ended by now, or executes another program
+            for pause in _PAUSES:
+                time.sleep(pause)
+                unseen = self._unseen()
+                if not unseen:
+                    return
+            tracked = [(e.start, e.end) for e in smaps(self.pid) if _UFFD_WP in e.vm_flags]
+            unseen = intersect(unseen, tracked)
+        if unseen:
+            raise Unseen(unseen)
+
+    def _unseen(self) -> list[Range]:
+        """Return the pages that are not protected though they are not in the log; not for sure.
+
+        What is unmapped is told of when it is done, and other memory may be there by then.
+        """
+        unprotected = self._coverage.unprotected()
+        log, lost = self._tracker.take()
+        self._unprotected += log
+        self._coverage.lose(lost)
+        known = ranges_of(each_once(self._unprotected))
+        return intersect(subtract(unprotected, known), self._coverage.seen)
 
     def _put_frozen(self) -> None:
         for pieces, room in self._frozen_copy:

@@ -4,7 +4,7 @@
 import os
 from typing import NamedTuple
 
-from ckpt.errors import KernelError
+from ckpt.errors import CkptError, KernelError
 from ckpt.files.kind import Dump
 from ckpt.files.mapped import save_mapped
 from ckpt.files.opened import OpenFiles
@@ -15,6 +15,7 @@ from ckpt.kernel import procfs
 from ckpt.kernel.arch import Regs
 from ckpt.kernel.maps import SmapsEntry
 from ckpt.memory import shmem, sysv
+from ckpt.memory.layout import Range
 from ckpt.memory.pages import Counts
 from ckpt.options import DumpOptions
 from ckpt.task.restart import Wait
@@ -26,6 +27,17 @@ class Pass(NamedTuple):
     pages: int
     again: int
     took_ns: int
+
+
+class Unseen(CkptError):
+    """Memory that has changed while it was saved, without our being told: the image is not true."""
+
+    def __init__(self, ranges: list[Range]) -> None:
+        super().__init__(
+            f"memory has changed unseen at {ranges[0][0]:#x}, and again each time it was saved",
+            hint="--engine stop copies it while the process stands still",
+        )
+        self.ranges = ranges
 
 
 class DumpReport:
@@ -53,9 +65,12 @@ class Snapshot:
         options: DumpOptions,
         guard: Guard,
         opened: OpenFiles,
+        unseen: list[Range],
     ) -> None:
         self.pid, self.pidfd, self.image, self.guard = pid, pidfd, image, guard
         self.opened, self.links = opened, Links(pid)
+        self.unseen = unseen
+        """Memory that is not to be saved before the freeze: earlier it has changed unseen."""
         self.report = DumpReport(pid)
         self.waits: dict[int, Wait] = {}
         self.entries: list[pb.file_entry] = []

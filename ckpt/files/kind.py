@@ -16,7 +16,7 @@ To add a kind: `protos/x.proto`, `ckpt/files/x.py`, `tests/programs/x.c`, and a 
 import fcntl
 import os
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from struct import Struct
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -267,6 +267,10 @@ class Dump:
         """Take back, last first, what was changed for an image that will not be."""
         while self._undo:
             self._undo.pop()()
+        for writer in self._writers.values():
+            with suppress(ImageError):  # a full disk may be why there will be none
+                writer.close()
+        self._writers.clear()
 
     @contextmanager
     def changed(self, file: OpenFile, level: int, option: int, value: int) -> Iterator[None]:

@@ -44,13 +44,15 @@ def scan(
     ranges: Iterable[tuple[int, int]],
     *,
     any_of: Page,
+    all_of: Page = NONE,
     none_of: Page = NONE,
     tell: Page = NONE,
 ) -> Iterator[Region]:
-    """Yield the runs of ranges (start, end) with a category of any_of and none of none_of.
+    """Yield the runs of ranges (start, end) of these categories.
 
-    pagemap is a descriptor of /proc/PID/pagemap; runs that differ in a category of tell are told
-    apart. Raises KernelError, ENOTTY where the kernel has no PAGEMAP_SCAN.
+    They have one of any_of, all of all_of and none of none_of; those that differ in a category of
+    tell are told apart. pagemap is a descriptor of /proc/PID/pagemap. Raises KernelError, ENOTTY
+    where the kernel has no PAGEMAP_SCAN.
     """
     left = [(start, end - start) for start, end in ranges]
     regions, done = allocate("struct core_region[]", _ROOM), ffi.new("size_t *")
@@ -60,7 +62,7 @@ def scan(
             pagemap,
             array,
             len(left),
-            none_of,
+            all_of | none_of,
             any_of,
             none_of,
             tell or any_of,

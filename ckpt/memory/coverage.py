@@ -8,7 +8,7 @@ the freeze, which is quick where there is nothing.
 
 from collections.abc import Iterable
 
-from ckpt.kernel.pagemap import Page, Region, scan
+from ckpt.kernel.pagemap import NONE, Page, Region, scan
 from ckpt.memory.layout import Range, intersect, subtract, union
 from ckpt.memory.tracker import Tracker
 
@@ -36,6 +36,10 @@ class Coverage:
         self._lost = union([*self._lost, *ranges])
         self.seen = subtract(self.seen, self._lost)
 
+    def distrust(self, ranges: Iterable[Range]) -> None:
+        """Do not see the blocks that these are in."""
+        self.lose(_around(ranges))
+
     def there(self) -> list[Range]:
         """Return where there are pages; nothing is protected by it."""
         found = self._scan(self._tracker.registered, _HERE)
@@ -52,7 +56,7 @@ class Coverage:
         """
         unseen = subtract(self._tracker.registered, [*self.seen, *self._lost])
         if within is not None:
-            unseen = intersect(unseen, union((a & -_BLOCK, -(-b & -_BLOCK)) for a, b in within))
+            unseen = intersect(unseen, _around(within))
         found = self._scan(unseen, _HERE | Page.GUARD)
         guarded = _blocks(run for run in found if run.categories & Page.GUARD)
         self.guarded |= bool(guarded)
@@ -69,11 +73,27 @@ class Coverage:
         self.guarded |= bool(guarded)
         self.lose(guarded)
 
-    def _scan(self, ranges: Iterable[Range], any_of: Page) -> list[Region]:
-        found = scan(self._pagemap, ranges, any_of=any_of, none_of=Page.PFNZERO, tell=Page.GUARD)
+    def unprotected(self) -> list[Range]:
+        """Return the pages that are there and not protected.
+
+        The log, if it is taken after this, has those that were written: who answers a fault
+        unprotects the page and writes it down in one.
+        """
+        found = self._scan(self.seen, Page.WRITTEN, all_of=Page.PRESENT)
+        return union((run.start, run.end) for run in found)
+
+    def _scan(self, ranges: Iterable[Range], any_of: Page, all_of: Page = NONE) -> list[Region]:
+        none_of, tell = Page.PFNZERO, Page.GUARD
+        found = scan(
+            self._pagemap, ranges, any_of=any_of, all_of=all_of, none_of=none_of, tell=tell
+        )
         return list(found)
 
 
 def _blocks(runs: Iterable[Region]) -> list[Range]:
     """Return the blocks that have a part in any of the runs."""
-    return union((run.start & -_BLOCK, -(-run.end & -_BLOCK)) for run in runs)
+    return _around((run.start, run.end) for run in runs)
+
+
+def _around(ranges: Iterable[Range]) -> list[Range]:
+    return union((start & -_BLOCK, -(-end & -_BLOCK)) for start, end in ranges)
