@@ -12,6 +12,7 @@ from ckpt.errors import CkptError, TargetDied, Unsupported
 from ckpt.files.opened import OpenFiles
 from ckpt.freeze import Frozen
 from ckpt.guard import Guard
+from ckpt.hooks import Hooks
 from ckpt.image import pb, stats
 from ckpt.image.directory import ImageDir
 from ckpt.infect import Questions
@@ -65,10 +66,12 @@ def _attempt(options: DumpOptions, unseen: list[Range]) -> DumpReport:
         check(pid, opened, options)
         log.stage("begin")
         image = held.enter_context(ImageDir.create(options.images_dir, options.prev_images_dir))
+        hooks = Hooks(options)
+        hooks.pre_dump(pid)
         guard = held.enter_context(Guard(pid, pidfd))
         snapshot = Snapshot(pid, pidfd, image, options, guard, opened, unseen)
         try:
-            _dump(snapshot, options)
+            _dump(snapshot, options, hooks)
         except BaseException:
             snapshot.files.abandon()
             raise
@@ -97,7 +100,7 @@ def _stack(pid: int) -> int:
         return 0
 
 
-def _dump(snapshot: Snapshot, options: DumpOptions) -> None:
+def _dump(snapshot: Snapshot, options: DumpOptions, hooks: Hooks) -> None:
     log = options.log
     with engine(snapshot, options.engine, log) as memory:
         log.stage("prepare")
@@ -106,13 +109,19 @@ def _dump(snapshot: Snapshot, options: DumpOptions) -> None:
         with Questions(snapshot.pid, snapshot.guard) as questions, Glance() as glance:
             look_ahead(snapshot, questions, memory, glance)
             log.stage("approach")
-            memory.approach()
-            _freeze(snapshot, options, memory, questions, glance)
+            with hooks.paused(snapshot.pid):
+                memory.approach()
+                _freeze(snapshot, options, memory, questions, glance, hooks)
     write_stats(snapshot, options)
 
 
 def _freeze(
-    snapshot: Snapshot, options: DumpOptions, memory: Engine, questions: Questions, glance: Glance
+    snapshot: Snapshot,
+    options: DumpOptions,
+    memory: Engine,
+    questions: Questions,
+    glance: Glance,
+    hooks: Hooks,
 ) -> None:
     log = options.log
     log.stage("freeze")
@@ -128,20 +137,24 @@ def _freeze(
         memory.freeze(frozen, seen)
         log.stage("namespaces")
         take_namespaces(snapshot)
+        hooks.dump(snapshot.pid, snapshot.image)
         log.stage("write")
         if options.leave_running:
             frozen.release()
+            hooks.resume()
         put_core(snapshot, questions)
         memory.finish()
         write(snapshot)
         log.stage("seal")
         snapshot.image.seal(ids.inventory())
+        hooks.post_dump(snapshot.pid, snapshot.image)
         log.stage("let go")
         if options.leave_stopped:
             frozen.leave_stopped()
         elif not options.leave_running:
             snapshot.files.about_to_kill()
             frozen.kill()
+            hooks.killed()
     snapshot.report.freezing_ns, snapshot.report.frozen_ns = frozen.freezing_ns, frozen.frozen_ns
 
 

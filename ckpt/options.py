@@ -2,9 +2,16 @@
 """What a dump or restore was asked to do; the same for the command line and the RPC."""
 
 from collections.abc import Mapping
-from typing import Any, NoReturn, Self, dataclass_transform
+from typing import Any, NoReturn, Protocol, Self, dataclass_transform
 
 from ckpt.log import Log
+
+
+class Notify(Protocol):
+    """Who is told how far a story is, and may object: see `ckpt.hooks`."""
+
+    def __call__(self, point: str, pid: int) -> None:
+        """Hear of a point; pid is 0 as long as there is no process. Raises CkptError to object."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -38,12 +45,20 @@ class CommonOptions(_Request):
     link_remap: bool = False
     external: tuple[str, ...] = ()
     json: bool = False
+    notify: tuple[Notify, ...] = ()
+    plugins: tuple[Any, ...] = ()
+    """Those that take part: ckpt.plugin.Plugin, which this module cannot know."""
     log: Log = Log()
 
     @property
     def stats_dir(self) -> str:
         """Where statistics go."""
         return self.work_dir or self.images_dir
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """The kinds of open files that plugins bring; they go before ours."""
+        return tuple(kind for plugin in self.plugins for kind in plugin.kinds)
 
 
 class DumpOptions(CommonOptions):

@@ -377,8 +377,8 @@ class Task:
         timers.arm(task_timers, batch)
         self._run(batch)
 
-    def run(self) -> None:
-        """Give all threads their registers, take the stub away and let them go."""
+    def run(self, ready: Callable[[int], None]) -> None:
+        """Give all threads their registers, take the stub away, call ready(pid), let them go."""
         pid = self.saved.pid
         if self._lazy:
             self._lazy.wait()
@@ -398,6 +398,7 @@ class Task:
             else:
                 remote.go_home(wanted, self.saved.sigmask(tid))
         self._segment.close()
+        ready(pid)
         self._close_namespaces(ok=True)
         self._started = True
         if self.saved.leader.tc.task_state == process.TASK_STOPPED:

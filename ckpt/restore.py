@@ -5,6 +5,7 @@ import time
 from contextlib import ExitStack
 from typing import NamedTuple
 
+from ckpt.hooks import Hooks
 from ckpt.image import pb, stats
 from ckpt.image.directory import ImageDir
 from ckpt.image.pages import PageReader
@@ -35,6 +36,8 @@ def restore(options: RestoreOptions) -> RestoreReport:
         image = stack.enter_context(ImageDir.open(options.images_dir))
         saved = read(image)
         reader = stack.enter_context(PageReader(image, "pagemap", saved.pid))
+        hooks = Hooks(options)
+        hooks.pre_restore()
         log.stage("files")
         files = stack.enter_context(Files(image, saved, options))
         task = stack.enter_context(Task(saved, options))
@@ -42,14 +45,17 @@ def restore(options: RestoreOptions) -> RestoreReport:
         task.begin(files)
         log.stage("memory")
         task.join_namespaces(image)
+        hooks.namespaces(saved.pid, saved.own_namespaces)
         task.map(files, reader)
         log.stage("state")
         task.become(files)
         task.make_threads()
         task.open(files)
+        hooks.post_restore(saved.pid, image)
         task.finish()
         log.stage("let go")
-        task.run()
+        task.run(hooks.pre_resume)
+    hooks.post_resume(saved.pid)
     report = RestoreReport(
         pid=saved.pid,
         forking_ns=task.forking_ns,

@@ -11,7 +11,7 @@ from ckpt.cli.progress import Terminal
 from ckpt.errors import CkptError, ImageError, OptionsError
 from ckpt.interrupt import interrupt
 from ckpt.log import ERROR, INFO, WARNING, LineLog
-from ckpt.options import DumpOptions, RestoreOptions
+from ckpt.options import DumpOptions, Notify, RestoreOptions
 
 _PAGE, _TIMEOUT = 4096, 10
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -218,9 +218,23 @@ def _common(arguments: Arguments, log: LineLog) -> dict[str, Any]:
         "images_dir": arguments.text("images-dir") or ".",
         "work_dir": arguments.text("work-dir"),
         "external": tuple(arguments.values.get("external", ())),
+        "notify": _scripts(arguments, log),
         "log": log,
         **{name.replace("-", "_"): arguments.has(name) for name in switches},
     }
+
+
+def _scripts(arguments: Arguments, log: LineLog) -> tuple[Notify, ...]:
+    """Return who runs the action scripts, if there are any."""
+    paths = arguments.values.get("action-script")
+    if not paths:
+        return ()
+    from ckpt.hooks import Scripts
+
+    # One with a slash is sought from here, any other along PATH; it runs in the work directory.
+    found = [os.path.abspath(path) if "/" in path else path for path in paths]
+    images_dir = os.path.abspath(arguments.text("images-dir") or ".")
+    return (Scripts(found, dict(os.environ), images_dir, _work_dir(arguments), log.fd),)
 
 
 def _inherited(text: str) -> tuple[str, int]:

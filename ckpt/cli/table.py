@@ -71,6 +71,7 @@ OPTIONS = (
     Option("evasive-devices", "", "", "any path to a device will do", _BOTH),
     Option("external", "", "RES", "what is outside of the image; may be repeated", _BOTH),
     Option("inherit-fd", "", "fd[N]:KEY", "descriptor N of ours is the resource KEY", _RESTORE),
+    Option("action-script", "", "FILE", "run it at CRIU's points; may be repeated", _BOTH),
     Option("timeout", "", "SECONDS", "how long stopping it may take; default: 10", _DUMP),
     Option("feature", "", "NAME", "tell by the exit code: 0 if there is this one", ("check",)),
     Option("all", "", "", "also what only some processes need", ("check",)),
@@ -102,7 +103,7 @@ LATER = frozenset(
     (
         *("root", "cpu-cap", "exec-cmd", "freeze-cgroup", "weak-sysctls", "stream"),
         *("mntns-compat-mode", "network-lock", "unprivileged", "allow-uprobes", "skip-in-flight"),
-        *("tcp-close", "ghost-fiemap", "action-script", "libdir", "force-irmap", "config"),
+        *("tcp-close", "ghost-fiemap", "libdir", "force-irmap", "config"),
         *("irmap-scan-path", "cgroup-root", "cgroup-props", "cgroup-props-file", "cgroup-yard"),
         *("cgroup-dump-controller", "lsm-profile", "lsm-mount-context", "skip-mnt", "enable-fs"),
         *("ext-mount-map", "enable-external-masters", "enable-external-sharing", "empty-ns"),

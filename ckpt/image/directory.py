@@ -164,6 +164,11 @@ class ImageDir:
             raise _failed(self.path, error) from error
         self._sealed = True
 
+    def unseal(self) -> None:
+        """Have it be no image after all: it is removed when an exception leaves the block."""
+        self._sealed = False
+        self._written.reverse()  # the inventory first
+
     # reading
 
     def exists(self, kind: str, id: int | None = None) -> bool:
