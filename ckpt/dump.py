@@ -62,7 +62,7 @@ def _attempt(options: DumpOptions, unseen: list[Range]) -> DumpReport:
         pidfd = pidfd_open(pid)
         held.callback(os.close, pidfd)
         held.enter_context(_telling_death(pid))
-        opened = held.enter_context(OpenFiles(pid, pidfd))
+        opened = held.enter_context(OpenFiles(pid, pidfd, options.kinds))
         check(pid, opened, options)
         log.stage("begin")
         image = held.enter_context(ImageDir.create(options.images_dir, options.prev_images_dir))

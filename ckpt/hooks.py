@@ -81,10 +81,7 @@ class Hooks:
     def resume(self) -> None:
         """Have plugins resume what they have paused: the process runs again, or is about to."""
         while self._paused:
-            try:
-                self._paused.pop()()
-            except CkptError as error:  # it concerns the device, not the image
-                self._log.warning("plugin", str(error))
+            self._try(self._paused.pop())
 
     def killed(self) -> None:
         """There is nothing to resume any more."""
@@ -97,6 +94,12 @@ class Hooks:
         except BaseException:
             image.unseal()
             raise
+
+    def _try(self, resume: Callable[[], None]) -> None:
+        try:
+            resume()
+        except Exception as error:  # it concerns a device, not the image, and others are to follow
+            self._log.warning("plugin", f"{type(error).__name__}: {error}")
 
     # --- of a restore
 
@@ -123,10 +126,7 @@ class Hooks:
     def post_resume(self, pid: int) -> None:
         """Tell that it runs."""
         for plugin in self._plugins:
-            try:
-                plugin.resume([pid])
-            except CkptError as error:
-                self._log.warning("plugin", str(error))
+            self._try(partial(plugin.resume, [pid]))
         self._just_tell(POST_RESUME, pid)
 
 

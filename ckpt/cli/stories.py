@@ -218,10 +218,19 @@ def _common(arguments: Arguments, log: LineLog) -> dict[str, Any]:
         "images_dir": arguments.text("images-dir") or ".",
         "work_dir": arguments.text("work-dir"),
         "external": tuple(arguments.values.get("external", ())),
+        "plugins": _plugins(arguments),
         "notify": _scripts(arguments, log),
         "log": log,
         **{name.replace("-", "_"): arguments.has(name) for name in switches},
     }
+
+
+def _plugins(arguments: Arguments) -> tuple[Any, ...]:
+    if arguments.has("no-plugins"):
+        return ()
+    from ckpt.plugin import installed
+
+    return installed()
 
 
 def _scripts(arguments: Arguments, log: LineLog) -> tuple[Notify, ...]:

@@ -72,6 +72,7 @@ OPTIONS = (
     Option("external", "", "RES", "what is outside of the image; may be repeated", _BOTH),
     Option("inherit-fd", "", "fd[N]:KEY", "descriptor N of ours is the resource KEY", _RESTORE),
     Option("action-script", "", "FILE", "run it at CRIU's points; may be repeated", _BOTH),
+    Option("no-plugins", "", "", "do without the plugins that are installed", _BOTH),
     Option("timeout", "", "SECONDS", "how long stopping it may take; default: 10", _DUMP),
     Option("feature", "", "NAME", "tell by the exit code: 0 if there is this one", ("check",)),
     Option("all", "", "", "also what only some processes need", ("check",)),

@@ -80,7 +80,8 @@ class OpenFiles:
     So we have as many as it has, and twice as many if we may.
     """
 
-    def __init__(self, pid: int, pidfd: int) -> None:
+    def __init__(self, pid: int, pidfd: int, kinds: tuple[type[FileKind], ...] = ()) -> None:
+        self._kinds = (*kinds, *KINDS)
         self._most = as_many_as_we_may()
         self.pid, self._pidfd = pid, pidfd
         self._by_number: dict[int, Opened] = {}
@@ -168,7 +169,7 @@ class OpenFiles:
         for one in self._all():
             file = self._file(one, procfs.read)
             if file:
-                kind_of(file).check(file, options)
+                kind_of(file, self._kinds).check(file, options)
                 locks.check(file, options)
 
     def _file(self, one: Opened, read: Callable[[int, str], bytes]) -> OpenFile | None:
@@ -217,7 +218,8 @@ class OpenFiles:
         file = self._file(one, procfs.read)
         if not file:
             return
-        one.kind, one.file, one.has_owner = kind_of(file), file, not file.flags & os.O_PATH
+        one.kind, one.file = kind_of(file, self._kinds), file
+        one.has_owner = not file.flags & os.O_PATH
         begin = glance.mark()
         if one.has_owner:
             glance.call(NR.fcntl, one.fd, F_GETOWN_EX, glance.out(len(_NO_OWNER)))
@@ -302,7 +304,7 @@ class OpenFiles:
         one.file_id = one.file_id or out.next_id()
         file = self._file(one, self._seen.read)
         assert file, one.link
-        one.kind = kind_of(file)
+        one.kind = kind_of(file, self._kinds)
         dump_file(one.kind, file, out)
         locks.dump(file, out)
 
@@ -378,9 +380,9 @@ def _split(pid: int, alike: list[Descriptor]) -> list[list[Descriptor]]:
     return split
 
 
-def kind_of(file: OpenFile) -> type[FileKind]:
-    """Return the kind that claims a file; raises Unsupported if none does."""
-    for kind in KINDS:
+def kind_of(file: OpenFile, kinds: Iterable[type[FileKind]] = KINDS) -> type[FileKind]:
+    """Return the first kind that claims a file; raises Unsupported if none does."""
+    for kind in kinds:
         if kind.claims(file):
             return kind
     raise Unsupported(f"{file.name}: not supported", hint=_hint(file.link))

@@ -37,6 +37,7 @@ class FileTable:
         self.fdinfo = sorted(fdinfo, key=lambda entry: entry.fd)
         self.shared = make
         self.floor = max((entry.fd for entry in fdinfo), default=-1) + 1
+        self._plugged: dict[str, type[FileKind]] = {kind.name: kind for kind in make.options.kinds}
         self._local: dict[int, int] = {}
         self._connected: set[int] = set()
         make.make = self.local
@@ -72,7 +73,13 @@ class FileTable:
 
     def _kind(self, file_id: int) -> tuple[type[FileKind], Any]:
         record = self.shared.entry(file_id)
-        kind = BY_TYPE.get(record.type)
+        plugged = record.ext.plugin if record.HasField("ext") else ""
+        kind = self._plugged.get(plugged) if plugged else BY_TYPE.get(record.type)
+        if plugged and kind is None:
+            raise ImageError(
+                f"files.img: file {file_id} is for a plugin ({plugged!r}) that is not here",
+                hint="install it, for the Python that ckpt runs with",
+            )
         if kind is None or not record.HasField(kind.field):
             name = pb.fd_types.Name(record.type)
             raise ImageError(f"files.img: file {file_id} is of a kind ({name}) not restored here")

@@ -6,6 +6,7 @@ path leads out of it; only `parent`, the image that unchanged pages are in, may 
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -209,6 +210,13 @@ class ImageDir:
         """Return a descriptor of a raw file (pages, route ...); the caller closes it."""
         name = KINDS[kind].file_name(id)
         return self._create_file(name) if write else self._open_file(name)
+
+    def open_ext(self, name: str, id: int, *, write: bool = False) -> int:
+        """Return a descriptor of a plugin's own file; the caller closes it."""
+        if not re.fullmatch(r"[a-z0-9_]{1,64}", name):
+            raise ImageError(f"{name!r} cannot be in the name of an image file")
+        file_name = f"ext-{name}-{id}.img"
+        return self._create_file(file_name) if write else self._open_file(file_name)
 
     @contextmanager
     def rewritten(self, kind: str, id: int) -> Iterator[int]:

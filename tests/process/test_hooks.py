@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from programs import PROGRAMS
-from target import Ckpt, Criu, Target, Tool
+from target import REPO, Ckpt, Criu, Target, Tool
 
 from ckpt.kernel import procfs
 
@@ -177,3 +177,63 @@ def ckpt(*words: object, script: Path) -> tuple[int, str]:
     argv = [*Ckpt.command, *map(str, words), "--action-script", str(script)]
     done = subprocess.run(argv, text=True, stderr=subprocess.PIPE, timeout=60, check=False)
     return done.returncode, done.stderr
+
+
+PLUGIN = """
+from ckpt.kernel import procfs
+from ckpt.plugin import Plugin
+
+
+class Witness(Plugin):
+    def _note(self, what, pids):
+        with open("{place}/noted", "a") as file:
+            print(what, *pids, procfs.stat(pids[0]).state, file=file)
+
+    def pause(self, pids):
+        self._note("pause", pids)
+
+    def dump(self, pids, image):
+        self._note("dump", pids)
+        open(image.open_ext("witness", 1, write=True), "w").write("seen")
+
+    def restore(self, pids, image):
+        self._note("restore", pids)
+        assert open(image.open_ext("witness", 1)).read() == "seen"
+
+    def resume(self, pids):
+        self._note("resume", pids)
+
+
+PLUGIN = Witness()
+"""
+
+
+@pytest.fixture
+def plugin(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where an installed plugin says what it is called for."""
+    site = place / "site"
+    (site / "witness-1.dist-info").mkdir(parents=True)
+    (site / "witness.py").write_text(PLUGIN.format(place=place))
+    entry_points = site / "witness-1.dist-info" / "entry_points.txt"
+    entry_points.write_text("[ckpt.plugins]\nwitness = witness:PLUGIN\n")
+    monkeypatch.setenv("PYTHONPATH", f"{REPO}:{site}")
+    return place / "noted"
+
+
+@pytest.mark.parametrize("engine", ["stop", "live"])
+def test_plugins(engine: str, place: Path, plugin: Path) -> None:
+    images = place / "images"
+    with Target(PROGRAM, place / "target") as target:
+        Ckpt().dump(target, images, "-R", "--engine", engine)
+        calls = [line.split() for line in plugin.read_text().splitlines()]
+        assert [call[:2] for call in calls] == [
+            [name, str(target.pid)] for name in ("pause", "dump", "resume")
+        ]
+        assert [call[2] == "t" for call in calls] == [False, True, False]
+        target.judge("the target itself, running on", images)
+        plugin.unlink()
+        Ckpt().restore(target, images)
+        calls = [line.split() for line in plugin.read_text().splitlines()]
+        assert calls[0] == ["restore", str(target.pid), "t"]
+        assert calls[1][0] == "resume"
+        target.judge("the restored copy", images)

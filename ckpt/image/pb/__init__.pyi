@@ -958,11 +958,15 @@ class ext_file_entry(Message):
     id: builtins.int
     @builtins.property
     def fown(self) -> _pb.fown_entry: ...
+    plugin: builtins.str
+    flags: builtins.int
     def __init__(
         self,
         *,
         id: builtins.int | None = ...,
         fown: _pb.fown_entry | None = ...,
+        plugin: builtins.str | None = ...,
+        flags: builtins.int | None = ...,
     ) -> None: ...
 
 class ext_mount_map(Message):
