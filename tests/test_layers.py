@@ -22,7 +22,7 @@ LAYERS = (
     {"live"},
     {"fork"},
     {"engine"},
-    {"dump", "restore", "check"},
+    {"dump", "restore", "check", "cpuinfo", "dedup"},
     {"rpc"},
     {"cli"},
     {"__init__", "__main__"},

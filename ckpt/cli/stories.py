@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dump` and `restore`: a request from the arguments, a log around it, figures after it."""
+"""What takes a log: a request from the arguments, the log around it, figures after it."""
 
 import os
 import signal
@@ -20,8 +20,8 @@ _STUCK = "stopping the process takes too long: it is in the kernel, which does n
 
 
 def tell(arguments: Arguments) -> int:
-    """Do a dump or a restore; return the exit code."""
-    story = _dump if arguments.verb == "dump" else _restore
+    """Do a dump or a restore, or what goes with them; return the exit code."""
+    story = _STORIES[arguments.verb]
     log = _open_log(arguments)
     for signo in _SIGNALS:
         if signal.getsignal(signo) is not signal.SIG_IGN:  # nohup
@@ -119,6 +119,35 @@ def _restore(arguments: Arguments, log: LineLog) -> int:
     }
     _print_figures(figures, arguments, log)
     return 0 if options.detached else _wait(report.pid)
+
+
+def _cpuinfo(arguments: Arguments, log: LineLog) -> int:
+    from ckpt import cpuinfo
+
+    verbs = {"dump": cpuinfo.dump, "check": cpuinfo.check}
+    verb = arguments.operands[0]
+    if verb not in verbs:
+        raise OptionsError(f"cpuinfo {verb}", hint="there are cpuinfo dump and cpuinfo check")
+    verbs[verb](arguments.text("images-dir") or ".")
+    return 0
+
+
+def _dedup(arguments: Arguments, log: LineLog) -> int:
+    from ckpt.dedup import dedup
+
+    images_dir = arguments.text("images-dir") or "."
+    report = dedup(images_dir, log)
+    figures = {
+        "images_dir": os.path.abspath(images_dir),
+        "pages": report.pages,
+        "bytes": report.pages * _PAGE,
+        "freed_bytes": report.freed,
+    }
+    _print_figures(figures, arguments, log)
+    return 0
+
+
+_STORIES = {"dump": _dump, "restore": _restore, "cpuinfo": _cpuinfo, "dedup": _dedup}
 
 
 def _check_inherited(options: RestoreOptions) -> None:

@@ -33,15 +33,18 @@ VERBS = {
     "dump": Verb("write a running process into a directory of image files"),
     "restore": Verb("make the process in a directory of image files again"),
     "check": Verb("tell what this kernel and these privileges allow"),
+    "cpuinfo": Verb("write what this CPU is, or check it against that", ("dump|check",)),
+    "dedup": Verb("free the pages of older images that the one in -D has anew"),
     "show": Verb("print an image file, or a directory of them, readably", ("PATH",)),
 }
 
 _DUMP, _RESTORE, _BOTH = ("dump",), ("restore",), ("dump", "restore")
+_IMAGES = (*_BOTH, "cpuinfo", "dedup")
 
 OPTIONS = (
     Option("tree", "t", "PID", "the process to dump", _DUMP),
-    Option("images-dir", "D", "DIR", "where the image files are; default: here", _BOTH),
-    Option("work-dir", "W", "DIR", "where logs, pid files and statistics go; default: -D", _BOTH),
+    Option("images-dir", "D", "DIR", "where the image files are; default: here", _IMAGES),
+    Option("work-dir", "W", "DIR", "where logs, pid files and statistics go; default: -D", _IMAGES),
     Option("leave-running", "R", "", "let the process run on after the dump", _DUMP),
     Option("leave-stopped", "s", "", "leave the process stopped after the dump", _DUMP),
     Option(
@@ -78,9 +81,9 @@ OPTIONS = (
     Option("all", "", "", "also what only some processes need", ("check",)),
     Option("extra", "", "", "the same", ("check",)),
     Option("experimental", "", "", "the same", ("check",)),
-    Option("log-file", "o", "FILE", "write the log to FILE in -W", _BOTH),
+    Option("log-file", "o", "FILE", "write the log to FILE in -W", _IMAGES),
     Option("verbosity", "v", "N", "1 errors, 2 warnings, 3 stages, 4 all; -v: one more", (), True),
-    Option("display-stats", "", "", "print the figures", _BOTH),
+    Option("display-stats", "", "", "print the figures", _IMAGES),
     Option("json", "", "", "print the figures, or the image, as JSON"),
     Option("help", "h", "", "print this"),
     Option("version", "V", "", "print the version"),
@@ -96,9 +99,7 @@ IGNORED = (
     Option("manage-cgroups", "", "MODE", optional=True, accepts=("ignore",)),
 )
 
-LATER_VERBS = frozenset(
-    ("pre-dump", "page-server", "lazy-pages", "service", "swrk", "dedup", "cpuinfo")
-)
+LATER_VERBS = frozenset(("pre-dump", "page-server", "lazy-pages", "service", "swrk"))
 
 LATER = frozenset(
     (

@@ -24,7 +24,9 @@ VERSION = 2
 """The `img_version` that we write and read."""
 
 _PARENT = "parent"
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_DRAFT = "inventory.img.tmp"
+_BESIDE = ("stats-", "cpuinfo.")
+_OPEN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _WRITE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -43,6 +45,8 @@ class ImageDir:
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self.fd = fd
+        self.deduplicated = False
+        """Whether pages of it are holes; known of an image that is opened."""
         self._made_directory = False
         self._written: list[str] = []
         self._sealed = False
@@ -67,16 +71,25 @@ class ImageDir:
         return image
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a finished image; refuse anything without an inventory of our version."""
+    def open(cls, path: str | os.PathLike[str], *, alone: bool = True) -> Self:
+        """Open a finished image; refuse anything without an inventory of our version.
+
+        And, if it is to be of use alone, one whose pages are in a newer image only.
+        """
         path = os.fspath(path)
         image = cls(path, _open_directory(path))
         try:
-            image._check_inventory()
+            image._check_inventory(alone=alone)
         except BaseException:
             image.close()
             raise
         return image
+
+    @classmethod
+    def beside(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a directory for a file that is no part of an image, whatever else is in it."""
+        path = os.fspath(path)
+        return cls(path, _open_directory(path))
 
     def place(self, name: str) -> str:
         """Return the path of a file in it, for messages."""
@@ -150,20 +163,22 @@ class ImageDir:
 
     def seal(self, inventory: Message) -> None:
         """Make the image valid and durable: sync all that was written, the inventory last."""
+        self._put_inventory(inventory)
+        self._sealed = True
+
+    def _put_inventory(self, inventory: Message) -> None:
         name = KINDS["inventory"].file_name(None)
-        temporary = f"{name}.tmp"
-        fd = self._create_file(temporary)
-        with RecordWriter(fd, self.place(temporary), KINDS["inventory"]) as writer:
+        fd = self._create_file(_DRAFT)
+        with RecordWriter(fd, self.place(_DRAFT), KINDS["inventory"]) as writer:
             writer.append(inventory)
         try:
             for written in self._written:
                 self._sync(written)
-            os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            os.rename(_DRAFT, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
             self._written.append(name)
             os.fsync(self.fd)
         except OSError as error:
             raise _failed(self.path, error) from error
-        self._sealed = True
 
     def unseal(self) -> None:
         """Have it be no image after all: it is removed when an exception leaves the block."""
@@ -206,10 +221,35 @@ class ImageDir:
             raise ImageError(f"{name}: expected one record, found {len(messages)}")
         return messages[0]
 
-    def open_raw(self, kind: str, id: int, *, write: bool = False) -> int:
-        """Return a descriptor of a raw file (pages, route ...); the caller closes it."""
+    def open_raw(self, kind: str, id: int, *, write: bool = False, change: bool = False) -> int:
+        """Return a descriptor of a raw file (pages, route ...); the caller closes it.
+
+        To write is to make it, to change is to write into one that is there.
+        """
         name = KINDS[kind].file_name(id)
-        return self._create_file(name) if write else self._open_file(name)
+        if write:
+            return self._create_file(name)
+        return self._open_file(name, os.O_RDWR if change else os.O_RDONLY)
+
+    def ids(self, kind: str) -> list[int]:
+        """Return the ids of all files of a kind."""
+        prefix, _, suffix = KINDS[kind].pattern.partition("%u")
+        try:
+            names = os.listdir(self.fd)
+        except OSError as error:
+            raise _failed(self.path, error) from error
+        middles = [name.removeprefix(prefix).removesuffix(suffix) for name in names]
+        found = [int(one) for one in middles if re.fullmatch("[0-9]{1,10}", one)]
+        return sorted(id_ for id_ in found if KINDS[kind].file_name(id_) in names)
+
+    def needs_others(self) -> None:
+        """Say in the inventory, for good, that it can only be used as a parent."""
+        if not self.deduplicated:
+            inventory = self.read("inventory")
+            inventory.deduplicated = self.deduplicated = True
+            with suppress(FileNotFoundError):  # of an attempt that was killed
+                os.unlink(_DRAFT, dir_fd=self.fd)
+            self._put_inventory(inventory)
 
     def open_ext(self, name: str, id: int, *, write: bool = False) -> int:
         """Return a descriptor of a plugin's own file; the caller closes it."""
@@ -243,8 +283,8 @@ class ImageDir:
         return True
 
     def _create_file(self, name: str) -> int:
-        # Statistics of an earlier run may be replaced, an image file never.
-        flags = os.O_TRUNC if name.startswith("stats-") else os.O_EXCL
+        # What is beside an image may be replaced, an image file never.
+        flags = os.O_TRUNC if name.startswith(_BESIDE) else os.O_EXCL
         try:
             fd = os.open(name, _WRITE | flags, 0o600, dir_fd=self.fd)
         except OSError as error:
@@ -252,9 +292,9 @@ class ImageDir:
         self._written.append(name)
         return fd
 
-    def _open_file(self, name: str) -> int:
+    def _open_file(self, name: str, mode: int = os.O_RDONLY) -> int:
         try:
-            fd = os.open(name, _READ, dir_fd=self.fd)
+            fd = os.open(name, _OPEN | mode, dir_fd=self.fd)
         except OSError as error:
             raise _failed(self.place(name), error) from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -282,6 +322,7 @@ class ImageDir:
 
     def _refuse_used(self) -> None:
         names = os.listdir(self.fd)
+        names = [name for name in names if not name.startswith(_BESIDE)]
         used = [name for name in names if name.endswith(".img") or name == _PARENT]
         if used:
             raise ImageError(
@@ -291,13 +332,20 @@ class ImageDir:
         if not os.access(".", os.W_OK | os.X_OK, dir_fd=self.fd):
             raise ImageError(f"{self.path}: not writable")
 
-    def _check_inventory(self) -> None:
+    def _check_inventory(self, *, alone: bool = False) -> None:
         if not self.exists("inventory"):
             raise ImageError(
                 f"{self.path}: no inventory.img: an unfinished dump, or not an image at all",
                 hint="give the directory that a dump has finished in",
             )
-        version = self.read("inventory").img_version
+        inventory = self.read("inventory")
+        self.deduplicated = inventory.deduplicated
+        if alone and self.deduplicated:
+            raise ImageError(
+                f"{self.path}: `ckpt dedup` has freed pages of it that a newer image has, too",
+                hint="give the newer one, whose parent it is",
+            )
+        version = inventory.img_version
         if version != VERSION:
             raise ImageError(f"{self.path}: image version {version}; we read {VERSION}")
 

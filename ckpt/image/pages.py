@@ -5,6 +5,7 @@
 page follows from the pagemap alone. A writer may fill it in any order once all runs are added.
 """
 
+import errno
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -178,7 +179,7 @@ class PageReader:
         self._fds: list[int] = []
         try:
             for layer in reversed(list(_layers(image, kind, id))):
-                self.runs = self._resolve(layer, kind, id)
+                self.runs = self._resolve(layer, all_there=layer.image is image)
         except BaseException:
             self.close()
             raise
@@ -202,54 +203,73 @@ class PageReader:
         at = bisect_right(self.runs, vaddr, key=attrgetter("vaddr")) - 1
         return self.runs[at] if at >= 0 and vaddr < self.runs[at].end else None
 
-    def _resolve(self, layer: "_Layer", kind: str, id: int) -> list[PageRun]:
-        """Put one image's pagemap on top of `self.runs`, those of its parents."""
-        fd = self._open_pages(layer)
+    def _resolve(self, layer: "Layer", *, all_there: bool) -> list[PageRun]:
+        """Put one image's pagemap on top of `self.runs`, those of its parents.
+
+        A parent may lack pages: `dedup` takes those that a newer image has.
+        """
+        fd = layer.open_pages()
+        if fd >= 0:
+            self._fds.append(fd)
         offset = 0
         runs: list[PageRun] = []
         for vaddr, nr_pages, flags in layer.entries:
             if flags & PE_PARENT:
-                runs += self._from_parent(layer, vaddr, nr_pages, flags & PE_LAZY)
+                found = list(self._from_parent(vaddr, nr_pages, flags & PE_LAZY))
+                if all_there:
+                    _check_gapless(found, vaddr, nr_pages, layer.name)
+                runs += found
             elif flags & PE_PRESENT:
-                runs.append(PageRun(vaddr, nr_pages, flags, fd, offset))
+                run = PageRun(vaddr, nr_pages, flags, fd, offset)
+                runs += _without_holes(run) if layer.image.deduplicated else [run]
                 offset += nr_pages * PAGE
             else:
                 runs.append(PageRun(vaddr, nr_pages, flags, -1, 0))
         return runs
 
-    def _from_parent(
-        self, layer: "_Layer", start: int, nr_pages: int, lazy: int
-    ) -> Iterator[PageRun]:
-        """Yield the parents' runs for these pages; raise ImageError if they leave a gap.
-
-        Whether pages are lazy is up to the newer image.
-        """
+    def _from_parent(self, start: int, nr_pages: int, lazy: int) -> Iterator[PageRun]:
+        """Yield the parents' runs for these pages; the newer image says whether they are lazy."""
         end = start + nr_pages * PAGE
         at = max(bisect_right(self.runs, start, key=attrgetter("vaddr")) - 1, 0)
-        while start < end:
-            run = self.runs[at] if at < len(self.runs) else None
-            if run is None or not run.vaddr <= start < run.end:
-                raise ImageError(f"{layer.name}: page {start:#x} is not in the parent image")
-            flags = PE_PRESENT | lazy if run.flags & PE_PRESENT else PE_LAZY
-            yield run.part(start, end)._replace(flags=flags)
-            start = run.end
-            at += 1
-
-    def _open_pages(self, layer: "_Layer") -> int:
-        """Open a layer's pages file; raise ImageError if it is too short. -1 if none is needed."""
-        need = sum(entry[1] for entry in layer.entries if _is_here(entry[2])) * PAGE
-        if not need:
-            return -1
-        fd = layer.image.open_raw("pages", layer.pages_id)
-        self._fds.append(fd)
-        size = os.fstat(fd).st_size
-        if size < need:
-            name = layer.image.place(KINDS["pages"].file_name(layer.pages_id))
-            raise ImageError(f"{name}: {size} bytes, but {layer.name} has pages for {need}")
-        return fd
+        for index in range(at, len(self.runs)):
+            run = self.runs[index]
+            if run.vaddr >= end:
+                return
+            if run.end > start:
+                flags = PE_PRESENT | lazy if run.flags & PE_PRESENT else PE_LAZY
+                yield run.part(start, end)._replace(flags=flags)
 
 
-class _Layer(NamedTuple):
+def _check_gapless(runs: list[PageRun], start: int, nr_pages: int, name: str) -> None:
+    """Raise ImageError if these runs are not all of the pages."""
+    end = start + nr_pages * PAGE
+    for run in runs:
+        if run.vaddr != start:
+            break
+        start = run.end
+    if start != end:
+        raise ImageError(f"{name}: page {start:#x} is not in the parent image")
+
+
+def _without_holes(run: PageRun) -> Iterator[PageRun]:
+    """Yield what `dedup` has left of a run: a newer image has the rest, but maybe not ours."""
+    at, end = run.offset, run.offset + run.nr_pages * PAGE
+    while at < end:
+        try:
+            data = os.lseek(run.fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # there is none behind it
+                return
+            raise ImageError(f"looking for holes: {error.strerror}") from error
+        # A page is there as a whole or not at all.
+        first, at = -(-data // PAGE) * PAGE, os.lseek(run.fd, data, os.SEEK_HOLE) // PAGE * PAGE
+        last = min(at, end)
+        if first < last:
+            start = run.vaddr + first - run.offset
+            yield run.part(start, start + last - first)
+
+
+class Layer(NamedTuple):
     """The pagemap of one image in the chain: entries are (vaddr, nr_pages, flags), checked."""
 
     image: ImageDir
@@ -257,12 +277,33 @@ class _Layer(NamedTuple):
     pages_id: int
     entries: list[tuple[int, int, int]]
 
+    def here(self) -> Iterator[tuple[int, int, int]]:
+        """Yield start, end and the offset in its pages file of each run that is in it."""
+        offset = 0
+        for vaddr, nr_pages, flags in self.entries:
+            if _is_here(flags):
+                yield vaddr, vaddr + nr_pages * PAGE, offset
+                offset += nr_pages * PAGE
+
+    def open_pages(self, *, write: bool = False) -> int:
+        """Open the pages file; raise ImageError if it is too short. -1 if none is needed."""
+        need = sum(nr_pages for _, nr_pages, flags in self.entries if _is_here(flags)) * PAGE
+        if not need:
+            return -1
+        fd = self.image.open_raw("pages", self.pages_id, change=write)
+        size = os.fstat(fd).st_size
+        if size < need:
+            os.close(fd)
+            name = self.image.place(KINDS["pages"].file_name(self.pages_id))
+            raise ImageError(f"{name}: {size} bytes, but {self.name} has pages for {need}")
+        return fd
+
 
 def _is_here(flags: int) -> bool:
     return bool(flags & PE_PRESENT) and not flags & PE_PARENT
 
 
-def _layers(image: ImageDir, kind: str, id: int) -> Iterator[_Layer]:
+def _layers(image: ImageDir, kind: str, id: int) -> Iterator[Layer]:
     """Yield the pagemaps of an image and of its parents, as far back as pages are left to them."""
     seen = set()
     while True:
@@ -270,7 +311,7 @@ def _layers(image: ImageDir, kind: str, id: int) -> Iterator[_Layer]:
         if (status.st_dev, status.st_ino) in seen:
             raise ImageError(f"{image.path}: is its own parent")
         seen.add((status.st_dev, status.st_ino))
-        layer = _read_pagemap(image, kind, id)
+        layer = read_pagemap(image, kind, id)
         yield layer
         if not any(flags & PE_PARENT for _, _, flags in layer.entries):
             return
@@ -279,7 +320,8 @@ def _layers(image: ImageDir, kind: str, id: int) -> Iterator[_Layer]:
         image = image.parent
 
 
-def _read_pagemap(image: ImageDir, kind: str, id: int) -> _Layer:
+def read_pagemap(image: ImageDir, kind: str, id: int) -> Layer:
+    """Return the pagemap of one image, without its parents'."""
     name = image.place(KINDS[kind].file_name(id))
     with image.source(kind, id) as source:
         records = source.records(KINDS[kind])
@@ -294,7 +336,7 @@ def _read_pagemap(image: ImageDir, kind: str, id: int) -> _Layer:
                 raise source.error(f"pages must be in order after {end:#x}, and be somewhere")
             entries.append(entry)
             end = entry[0] + entry[1] * PAGE
-    return _Layer(image, name, head.message.pages_id, entries)
+    return Layer(image, name, head.message.pages_id, entries)
 
 
 def _checked(entry: "pb.pagemap_entry", start: int) -> tuple[int, int, int] | None:

@@ -26,6 +26,7 @@ _HANDLE, _MAX_HANDLE = Struct("<Ii"), 128  # struct file_handle: size and type c
 _AT_EMPTY_PATH = 0x1000
 _OPTION_ROOM = 16
 _EPOLL_SLOT = Struct("<3I")
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 
 
 def _call(nr: NR, *args: int | bytes) -> int:
@@ -159,3 +160,8 @@ class SocketOptions:
         """Return of each 20 bytes: its length or -errno, and the first 16 bytes of its value."""
         lib.core_getsockopts(fd, self._wanted, self._count, self._found)
         return bytes(ffi.buffer(self._found))
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give a part of a file back to the file system; it reads as zeros (fallocate(2))."""
+    check(syscall(NR.fallocate, fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length), "fallocate")

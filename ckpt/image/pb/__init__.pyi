@@ -1388,6 +1388,7 @@ class inventory_entry(Message):
     def plugins_entry(self) -> _pb.plugins_entry: ...
     dump_criu_run_id: builtins.str
     allow_uprobes: builtins.bool
+    deduplicated: builtins.bool
     def __init__(
         self,
         *,
@@ -1404,6 +1405,7 @@ class inventory_entry(Message):
         plugins_entry: _pb.plugins_entry | None = ...,
         dump_criu_run_id: builtins.str | None = ...,
         allow_uprobes: builtins.bool | None = ...,
+        deduplicated: builtins.bool | None = ...,
     ) -> None: ...
 
 class ip_opts_entry(Message):
