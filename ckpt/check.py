@@ -6,7 +6,7 @@ from functools import partial
 from typing import NamedTuple
 
 from ckpt.errors import OptionsError
-from ckpt.kernel import features
+from ckpt.kernel import features, offers
 
 
 class Ability(NamedTuple):
@@ -50,33 +50,48 @@ ABILITIES = (
     Ability("cgroupns", partial(features.namespace, "cgroup"), "cgroup namespaces"),
 )
 
-NOT_YET = frozenset(
-    (
-        *("mem_dirty_track", "aio_remap", "timerfd", "tun", "tun_ns", "seccomp_suspend"),
-        *("seccomp_filters", "loginuid", "autofs", "compat_cr"),
-        *("can_map_vdso", "sk_ns", "sk_unix_file", "net_diag_raw", "nsid", "link_nsid"),
-        *("external_net_ns", "newifindex", "nftables", "has_ipt_legacy", "ns_pid"),
-        *("apparmor_stacking", "network_lock_nftables", "move_mount_set_group", "ipv6_freebind"),
-        *("overlayfs_maps", "breakpoints", "pidfd_store"),
-    )
+OFFERED = (
+    Ability("mem_dirty_track", offers.soft_dirty, "pages written since, in pagemap"),
+    Ability("aio_remap", offers.aio_remap, "AIO contexts"),
+    Ability("timerfd", offers.timerfd, "the ticks of a timerfd"),
+    Ability("can_map_vdso", offers.can_map_vdso, "a vDSO where there is none"),
+    Ability("compat_cr", offers.compat_cr, "a vDSO for 32-bit programs"),
+    Ability("seccomp_suspend", offers.seccomp_suspend, "system calls despite a filter"),
+    Ability("seccomp_filters", offers.seccomp_filters, "the filters of a task"),
+    Ability("breakpoints", offers.breakpoints, "breakpoints of the CPU"),
+    Ability("loginuid", offers.loginuid, "who has logged in"),
+    Ability("ns_pid", offers.ns_pid, "pids in another namespace"),
+    Ability("pidfd_store", offers.pidfd_store, "pidfds, kept by somebody else"),
+    Ability("apparmor_stacking", offers.apparmor_stacking, "AppArmor profiles on each other"),
+    Ability("move_mount_set_group", offers.move_mount_set_group, "who shares a mount"),
+    Ability("autofs", offers.autofs, "autofs mounts"),
+    Ability("overlayfs_maps", offers.overlayfs_maps, "mapped files of overlays"),
+    Ability("sk_ns", offers.sk_ns, "the namespace of a socket"),
+    Ability("sk_unix_file", offers.sk_unix_file, "the file of a unix socket"),
+    Ability("net_diag_raw", offers.net_diag_raw, "raw sockets"),
+    Ability("ipv6_freebind", offers.ipv6_freebind, "addresses that are not there"),
+    Ability("tun", offers.tun, "tun devices"),
+    Ability("tun_ns", offers.tun_ns, "their namespaces"),
+    Ability("nftables", offers.nftables, "the rules of nft"),
+    Ability("network_lock_nftables", offers.nftables, "the same, to lock the network"),
+    Ability("has_ipt_legacy", offers.has_ipt_legacy, "the rules of iptables-legacy"),
+    Ability("nsid", offers.nsid, "numbers of network namespaces"),
+    Ability("link_nsid", offers.link_nsid, "links of another one by it"),
+    Ability("newifindex", offers.newifindex, "links with an index of one's choice"),
+    Ability("external_net_ns", offers.newifindex, "the same, between namespaces"),
 )
-"""CRIU's features that we do not use yet, whatever the kernel has."""
+"""CRIU's features that we make no use of yet: whether the kernel has them."""
 
 
 def ability(name: str) -> Ability:
-    """Return a feature by name; one that we do not use yet is there, but never available.
-
-    Raises OptionsError, naming the nearest, if there is none.
-    """
-    for one in ABILITIES:
-        if one.name == name:
-            return one
-    if name in NOT_YET:
-        return Ability(name, lambda: False, "not used by ckpt yet")
+    """Return a feature by name. Raises OptionsError, naming the nearest, if there is none."""
+    known = {one.name: one for one in (*ABILITIES, *OFFERED)}
+    if name in known:
+        return known[name]
     from difflib import get_close_matches
 
-    near = get_close_matches(name, [*(one.name for one in ABILITIES), *NOT_YET], 1)
+    near = get_close_matches(name, list(known), 1)
     raise OptionsError(
         f"unknown feature {name}",
-        hint=f"did you mean {near[0]}?" if near else "ckpt check --all has the names",
+        hint=f"did you mean {near[0]}?" if near else "they have the names that CRIU gives them",
     )

@@ -90,6 +90,8 @@ class NR(IntEnum):
     sched_setscheduler = 144
     mlock = 149
     prctl = 157
+    mount = 165
+    umount2 = 166
     arch_prctl = 158
     setrlimit = 160
     chroot = 161
@@ -155,6 +157,7 @@ class NR(IntEnum):
     timerfd_gettime = 287
     signalfd4 = 289
     renameat2 = 316
+    move_mount = 429
     openat2 = 437
     name_to_handle_at = 303
     open_by_handle_at = 304

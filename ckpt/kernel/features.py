@@ -55,7 +55,7 @@ class Uffd(IntFlag):
 _EVENTS = Uffd.EVENT_FORK | Uffd.EVENT_REMAP | Uffd.EVENT_REMOVE | Uffd.EVENT_UNMAP
 
 
-def _works(attempt: Callable[[], object]) -> bool:
+def works(attempt: Callable[[], object]) -> bool:
     """Tell whether it is done without an error of the system's."""
     try:
         attempt()
@@ -65,7 +65,8 @@ def _works(attempt: Callable[[], object]) -> bool:
 
 
 @contextmanager
-def _closing(fd: int) -> Iterator[int]:
+def closing(fd: int) -> Iterator[int]:
+    """Close a descriptor with the block."""
     try:
         yield fd
     finally:
@@ -82,8 +83,8 @@ def privileges() -> bool:
 
 
 def _scans(category: pagemap.Page) -> bool:
-    with _closing(os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)) as fd:
-        return _works(lambda: list(pagemap.scan(fd, [(0, mmap.PAGESIZE)], any_of=category)))
+    with closing(os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        return works(lambda: list(pagemap.scan(fd, [(0, mmap.PAGESIZE)], any_of=category)))
 
 
 @cache
@@ -97,10 +98,10 @@ def pidfd() -> bool:
     """pidfd_getfd(2): copies of descriptors of another process (Linux 5.6)."""
 
     def attempt() -> None:
-        with _closing(pidfd_open(os.getpid())) as fd:
+        with closing(pidfd_open(os.getpid())) as fd:
             os.close(pidfd_getfd(fd, fd))
 
-    return _works(attempt)
+    return works(attempt)
 
 
 @cache
@@ -121,7 +122,7 @@ def mm_map() -> bool:
 @cache
 def kcmp_files() -> bool:
     """kcmp(2): whether two descriptors are one open file."""
-    return _works(lambda: kcmp(Kcmp.FILE, os.getpid(), os.getpid(), 0, 0))
+    return works(lambda: kcmp(Kcmp.FILE, os.getpid(), os.getpid(), 0, 0))
 
 
 @contextmanager
@@ -143,24 +144,26 @@ def _tracee() -> Iterator[Tracee]:
         os.close(lifeline[1])
 
 
-def _traced(attempt: Callable[[Tracee], object]) -> bool:
+def traced(attempt: Callable[[Tracee], object]) -> bool:
+    """Tell whether it is done to a stopped child of ours."""
+
     def trace() -> None:
         with _tracee() as tracee:
             attempt(tracee)
 
-    return _works(trace)
+    return works(trace)
 
 
 @cache
 def ptrace() -> bool:
     """PTRACE_SEIZE of a child, and all its registers."""
-    return _traced(lambda tracee: (tracee.regs(), tracee.xstate(), tracee.sigmask()))
+    return traced(lambda tracee: (tracee.regs(), tracee.xstate(), tracee.sigmask()))
 
 
 @cache
 def get_rseq_conf() -> bool:
     """PTRACE_GET_RSEQ_CONFIGURATION (Linux 5.13)."""
-    return _traced(lambda tracee: tracee.rseq())
+    return traced(lambda tracee: tracee.rseq())
 
 
 # --- what only some processes need
@@ -176,7 +179,7 @@ def timer_cr_ids() -> bool:
 def guard_pages() -> bool:
     """MADV_GUARD_INSTALL (Linux 6.13)."""
     with mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE) as page:
-        return _works(lambda: page.madvise(_MADV_GUARD_INSTALL))
+        return works(lambda: page.madvise(_MADV_GUARD_INSTALL))
 
 
 @cache
@@ -192,8 +195,8 @@ def uffd() -> Uffd:
     if fd < 0:
         return Uffd(0)
     api = bytearray(_UFFD_API.to_bytes(24, "little"))
-    with _closing(fd):
-        if not _works(lambda: fcntl.ioctl(fd, _UFFDIO_API, api)):
+    with closing(fd):
+        if not works(lambda: fcntl.ioctl(fd, _UFFDIO_API, api)):
             return Uffd(0)
     return Uffd(int.from_bytes(api[8:16], "little") & (1 << 17) - 1)
 
@@ -217,7 +220,7 @@ def uffd_events() -> bool:
 def openat2() -> bool:
     """openat2(2): a path that leads nowhere else (Linux 5.6)."""
     flags = os.O_PATH | os.O_CLOEXEC
-    return _works(lambda: os.close(files.openat2(-100, "/", flags, files.RESOLVE_IN_ROOT)))
+    return works(lambda: os.close(files.openat2(-100, "/", flags, files.RESOLVE_IN_ROOT)))
 
 
 @cache
@@ -225,12 +228,12 @@ def kcmp_epoll() -> bool:
     """Which open file an epoll set watches."""
 
     def attempt() -> None:
-        with _closing(os.eventfd(0, os.EFD_CLOEXEC)) as event:
+        with closing(os.eventfd(0, os.EFD_CLOEXEC)) as event:
             epoll = _epoll_of(event)
-            with _closing(epoll):
+            with closing(epoll):
                 assert files.watches(os.getpid(), epoll, event, 0, event)
 
-    return _works(attempt)
+    return works(attempt)
 
 
 def _epoll_of(watched: int) -> int:
@@ -245,13 +248,13 @@ def _epoll_of(watched: int) -> int:
 @cache
 def memfd_hugetlb() -> bool:
     """Anonymous files of huge pages."""
-    return _works(lambda: os.close(os.memfd_create("ckpt", os.MFD_CLOEXEC | _MFD_HUGETLB)))
+    return works(lambda: os.close(os.memfd_create("ckpt", os.MFD_CLOEXEC | _MFD_HUGETLB)))
 
 
 @cache
 def fdinfo_lock() -> bool:
     """File locks are listed in fdinfo (Linux 4.1)."""
-    with _closing(os.memfd_create("ckpt", os.MFD_CLOEXEC)) as fd:
+    with closing(os.memfd_create("ckpt", os.MFD_CLOEXEC)) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
         return b"lock:\t" in procfs.read("self", f"fdinfo/{fd}")
 
@@ -259,7 +262,7 @@ def fdinfo_lock() -> bool:
 @cache
 def mnt_id() -> bool:
     """The mount of an open file is in fdinfo."""
-    with _closing(os.open("/", os.O_PATH | os.O_CLOEXEC)) as fd:
+    with closing(os.open("/", os.O_PATH | os.O_CLOEXEC)) as fd:
         return b"mnt_id:\t" in procfs.read("self", f"fdinfo/{fd}")
 
 
@@ -272,7 +275,7 @@ def tcp_repair() -> bool:
             sock.setsockopt(socket.IPPROTO_TCP, 19, 1)
             sock.setsockopt(socket.IPPROTO_TCP, 19, -1)
 
-    return _works(attempt)
+    return works(attempt)
 
 
 @cache
@@ -283,7 +286,7 @@ def sockopt_buf_lock() -> bool:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.getsockopt(socket.SOL_SOCKET, 72)
 
-    return _works(attempt)
+    return works(attempt)
 
 
 def namespace(kind: str) -> bool:
