@@ -7,7 +7,8 @@ import sys
 from types import ModuleType
 from typing import NoReturn
 
-from ckpt.cli.arguments import Arguments, parse
+from ckpt.cli.arguments import Arguments
+from ckpt.cli.config import configured
 from ckpt.errors import CkptError
 
 _INTERRUPTED, _BUG, _BROKEN_PIPE = 128, 70, 141
@@ -37,7 +38,7 @@ def _no_well_known_types() -> None:
 def run(words: list[str]) -> int:
     """Do what these words ask; return the exit code."""
     try:
-        arguments = parse(words)
+        arguments = configured(words, os.environ)
         return _do(arguments)
     except CkptError as error:
         return say(error)

@@ -80,6 +80,16 @@ def parse(words: list[str]) -> Arguments:
     return Arguments(verb, operands[1:], values)
 
 
+def option_word(name: str, value: str | None, verb: str) -> str:
+    """Return `--NAME=VALUE` if it is an option of the verb, else nothing. Raises OptionsError."""
+    word = f"--{name}" if value is None else f"--{name}={value}"
+    scratch: dict[str, list[str]] = {}
+    _long(word[2:], iter(()), scratch)
+    verbs = [_BY_NAME[known].verbs for known in scratch]
+    foreign = verbs and verbs[0] and not set(_group(verb)).intersection(verbs[0])
+    return "" if foreign else word
+
+
 def _long(word: str, rest: Iterator[str], values: dict[str, list[str]]) -> None:
     name, equals, value = word.partition("=")
     option = _find(name)
@@ -156,16 +166,19 @@ def _verb(operands: list[str], values: dict[str, list[str]]) -> str:
 
 def _check_verb(verb: str, operands: list[str], values: dict[str, list[str]]) -> None:
     """An option of dump may go with restore, as with CRIU; any other clash is a slip."""
-    group = ("dump", "restore") if verb in ("dump", "restore") else (verb,)
     for name in values:
         verbs = _BY_NAME[name].verbs
-        if verbs and not set(group).intersection(verbs):
+        if verbs and not set(_group(verb)).intersection(verbs):
             raise OptionsError(f"--{name} is an option of {' and '.join(verbs)}, not of {verb}")
     wanted = VERBS[verb].operands
     if len(operands) < len(wanted):
         raise OptionsError(f"{verb} needs {wanted[len(operands)]}")
     if len(operands) > len(wanted):
         raise OptionsError(f"{verb}: what is {operands[len(wanted)]!r} for?")
+
+
+def _group(verb: str) -> tuple[str, ...]:
+    return ("dump", "restore") if verb in ("dump", "restore") else (verb,)
 
 
 def _unknown(word: str, known: list[str]) -> NoReturn:

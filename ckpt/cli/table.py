@@ -85,14 +85,15 @@ OPTIONS = (
     Option("verbosity", "v", "N", "1 errors, 2 warnings, 3 stages, 4 all; -v: one more", (), True),
     Option("display-stats", "", "", "print the figures", _IMAGES),
     Option("json", "", "", "print the figures, or the image, as JSON"),
+    Option("config", "", "FILE", "take options from FILE, too"),
+    Option("no-default-config", "", "", "leave /etc/criu/ and ~/.criu/default.conf alone"),
     Option("help", "h", "", "print this"),
     Option("version", "V", "", "print the version"),
 )
 
-# What asks for nothing that we would do differently: we read no configuration files, have no
-# parasite whose pages to splice, leave cgroups alone, and every dump is complete without tracking.
+# What asks for nothing that we would do differently: we have no parasite whose pages to splice,
+# leave cgroups alone, and every dump is complete without tracking.
 IGNORED = (
-    Option("no-default-config"),
     Option("log-pid"),
     Option("track-mem"),
     Option("pre-dump-mode", "", "MODE"),
@@ -105,7 +106,7 @@ LATER = frozenset(
     (
         *("root", "cpu-cap", "exec-cmd", "freeze-cgroup", "weak-sysctls", "stream"),
         *("mntns-compat-mode", "network-lock", "unprivileged", "allow-uprobes", "skip-in-flight"),
-        *("tcp-close", "ghost-fiemap", "libdir", "force-irmap", "config"),
+        *("tcp-close", "ghost-fiemap", "libdir", "force-irmap"),
         *("irmap-scan-path", "cgroup-root", "cgroup-props", "cgroup-props-file", "cgroup-yard"),
         *("cgroup-dump-controller", "lsm-profile", "lsm-mount-context", "skip-mnt", "enable-fs"),
         *("ext-mount-map", "enable-external-masters", "enable-external-sharing", "empty-ns"),
