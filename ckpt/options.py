@@ -69,6 +69,8 @@ class DumpOptions(CommonOptions):
     leave_stopped: bool = False
     prev_images_dir: str | None = None
     ghost_limit: int = 1 << 20
+    force_irmap: bool = False
+    irmap_scan_path: tuple[str, ...] = ()
     engine: str = "stop"
     precopy: int | None = None
     """How many passes over the memory come before the freeze, at most; None: as many as pay."""

@@ -198,6 +198,8 @@ def dump_options(arguments: Arguments, log: LineLog) -> DumpOptions:
         pid=pid,
         leave_running=running,
         leave_stopped=arguments.has("leave-stopped"),
+        force_irmap=arguments.has("force-irmap"),
+        irmap_scan_path=tuple(arguments.values.get("irmap-scan-path", ())),
         prev_images_dir=arguments.text("prev-images-dir"),
         ghost_limit=DumpOptions.ghost_limit if limit is None else limit,
         engine=engine,

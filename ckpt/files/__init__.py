@@ -8,6 +8,7 @@ from ckpt.files.eventfd import EventFd
 from ckpt.files.eventpoll import EventPoll
 from ckpt.files.fifo import Fifo
 from ckpt.files.inetsk import InetSk
+from ckpt.files.inotify import Inotify
 from ckpt.files.kind import FileKind
 from ckpt.files.memfd import Memfd
 from ckpt.files.netlinksk import NetlinkSk
@@ -25,6 +26,7 @@ KINDS: tuple[type[FileKind], ...] = (
     SignalFd,
     TimerFd,
     PidFd,
+    Inotify,
     Pipe,
     Fifo,
     Memfd,

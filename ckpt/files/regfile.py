@@ -239,7 +239,7 @@ def open_entry(entry: Any, make: Restore, flags: int) -> int:
 @contextmanager
 def located(entry: Any, make: Restore) -> Iterator[int]:
     """Give an O_PATH descriptor of an entry's file, which has been checked to be as it was."""
-    root = make.once("root", lambda: _open_root(make))
+    root = make.once("root", lambda: open_root(make))
     found = remap.remap_of(entry.id, make)
     if found and found.remap_type == pb.REMAP_GHOST:
         yield remap.ghost(found.remap_id, get_path(entry, "name"), root, make)
@@ -259,7 +259,8 @@ def located(entry: Any, make: Restore) -> Iterator[int]:
         os.close(handle)
 
 
-def _open_root(make: Restore) -> int:
+def open_root(make: Restore) -> int:
+    """Return a descriptor of where paths begin; it is closed in the end."""
     root = os.open(make.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     make.at_end(lambda ok: os.close(root))
     return root

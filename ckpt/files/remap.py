@@ -167,6 +167,22 @@ def _read_remaps(make: Restore) -> dict[int, Any]:
     return {entry.orig_id: entry for entry, _ in make.image.records("remap-fpath")}
 
 
+def ghost_of(dev: int, ino: int, make: Restore) -> int | None:
+    """Return the id of a file that was deleted, by the device and inode that it had."""
+    ghosts: dict[tuple[int, int], int] = make.once("ghosts", lambda: dict(_read_ghosts(make)))
+    return ghosts.get((dev, ino))
+
+
+def _read_ghosts(make: Restore) -> Iterator[tuple[tuple[int, int], int]]:
+    remap_of(0, make)
+    remaps: dict[int, Any] = make.once("remap-fpath", dict)
+    for remap in remaps.values():
+        if remap.remap_type == pb.REMAP_GHOST:
+            for record, _ in make.image.extents("ghost-file", remap.remap_id):
+                yield (record.message.dev, record.message.ino), remap.orig_id
+                break
+
+
 class _Place(NamedTuple):
     """A name in a directory for a while. It has to end as `final`, which /proc then shows."""
 
