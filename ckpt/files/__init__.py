@@ -6,6 +6,7 @@ The order of KINDS matters: the first that claims a file dumps it.
 
 from ckpt.files.eventfd import EventFd
 from ckpt.files.eventpoll import EventPoll
+from ckpt.files.fanotify import Fanotify
 from ckpt.files.fifo import Fifo
 from ckpt.files.inetsk import InetSk
 from ckpt.files.inotify import Inotify
@@ -27,6 +28,7 @@ KINDS: tuple[type[FileKind], ...] = (
     TimerFd,
     PidFd,
     Inotify,
+    Fanotify,
     Pipe,
     Fifo,
     Memfd,

@@ -8,15 +8,17 @@ that can be opened (proc, most overlays): there a path is searched for among tho
 (CRIU calls this irmap), and so it is everywhere with --force-irmap.
 """
 
+import fcntl
 import os
 import stat
+import termios
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ckpt.errors import CkptError, ImageError, Unsupported
 from ckpt.files import regfile, remap
-from ckpt.files.kind import OpenFile, Restore
+from ckpt.files.kind import Dump, OpenFile, Restore
 from ckpt.image import pb
 from ckpt.image.text import get_path, set_text
 from ckpt.kernel import files
@@ -52,6 +54,17 @@ class Watched(NamedTuple):
 
 
 # --- dump
+
+
+def queued(fd: int) -> int:
+    """Return how many bytes of events wait to be read."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), "little")
+
+
+def warn(file: OpenFile, waiting: int, out: Dump) -> None:
+    """Say that a restored copy will not have the events."""
+    what = f"{waiting} bytes of events that were not read are not in the image"
+    out.options.log.warning("files", f"{file.name}: {what}")
 
 
 def dump_handle(file: OpenFile, watched: Watched, options: DumpOptions) -> pb.fh_entry:
@@ -174,6 +187,39 @@ def _walk(top: str) -> Iterator[str]:
 # --- restore
 
 
+def pending(kind: str, file_id: int, make: Restore, fd: int = -1) -> "Pending":
+    """Return what is put off for an instance; the first call says by which descriptor."""
+    return make.once((kind, file_id), lambda: Pending(fd, make))
+
+
+class Pending:
+    """What an instance is to watch once all files are there: iterated over, it lets go of it."""
+
+    def __init__(self, fd: int, make: Restore) -> None:
+        self._fd = os.dup(fd) if fd >= 0 else -1
+        self._watches: list[tuple[int, Any]] = []
+        make.undo(self.close)
+
+    def add(self, file: int, how: Any) -> None:
+        """Have a file watched, which is ours to close."""
+        self._watches.append((file, how))
+
+    def __iter__(self) -> Iterator[tuple[int, int, Any]]:
+        """Yield the instance, a file and how it is watched; then close all."""
+        for file, how in self._watches:
+            yield self._fd, file, how
+        self.close()
+
+    def close(self) -> None:
+        """Let go of all."""
+        for file, _ in self._watches:
+            os.close(file)
+        self._watches.clear()
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
 def open_watched(entry: pb.fh_entry, ino: int, sdev: int, what: str, make: Restore) -> int:
     """Return an O_PATH descriptor of what is watched, found by path, handle or as a ghost.
 
@@ -182,7 +228,7 @@ def open_watched(entry: pb.fh_entry, ino: int, sdev: int, what: str, make: Resto
     """
     watched = _watched(entry, ino, sdev, what)
     path = get_path(entry, "path")
-    by_path = _open_path(path, make) if path else -1
+    by_path = open_path(path, make) if path else -1
     if by_path >= 0 and os.fstat(by_path).st_ino == ino:
         return by_path
     for found in (_open_ghost(watched, make), _open_handle(watched)):
@@ -206,7 +252,8 @@ def _watched(entry: pb.fh_entry, ino: int, sdev: int, what: str) -> Watched:
     return Watched(ino, sdev, handle_type, content[: entry.bytes])
 
 
-def _open_path(path: str, make: Restore) -> int:
+def open_path(path: str, make: Restore) -> int:
+    """Return an O_PATH descriptor of a path, -1 if it leads nowhere."""
     root = make.once("root", lambda: regfile.open_root(make))
     try:
         return files.openat2(root, path.lstrip("/") or ".", _HANDLE, files.RESOLVE_IN_ROOT)

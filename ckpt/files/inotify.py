@@ -9,14 +9,11 @@ Facts that bite (fs/notify/inotify):
 - What a restore does itself, making ghosts say, must not be seen by a watch: they come last.
 """
 
-import fcntl
-import os
-import termios
 from collections.abc import Hashable
 from typing import Any
 
 from ckpt.errors import ImageError
-from ckpt.files.fhandle import Watched, dump_handle, open_watched
+from ckpt.files.fhandle import Watched, dump_handle, open_watched, pending, queued, warn
 from ckpt.files.kind import Dump, FileKind, OpenFile, Placed, Restore
 from ckpt.image import pb
 from ckpt.kernel import inotify
@@ -63,42 +60,21 @@ class Inotify(FileKind):
     def create(cls, entry: Any, make: Restore) -> int:
         """Make it, and find what it will watch."""
         fd = inotify.init()
-        left = make.once(("inotify", entry.id), lambda: _Pending(os.dup(fd), []))
-        make.undo(left.close)
+        left = pending("inotify", entry.id, make, fd)
         what = f"inotify {entry.id}"
         for one in sorted(entry.wd, key=lambda one: one.wd):
             if not 0 < one.wd <= _MOST_WD:
                 raise ImageError(f"{what}: a watch cannot be number {one.wd}")
             file = open_watched(one.f_handle, one.i_ino, one.s_dev, what, make)
-            left.watches.append((one.wd, one.mask, file))
+            left.add(file, (one.wd, one.mask))
         return fd
 
     @classmethod
     def connect(cls, entry: Any, placed: Placed, make: Restore, batch: Batch) -> None:
         """Add the watches, now that all files are open: from here, since numbers do not matter."""
-        left = make.once(("inotify", entry.id), lambda: _Pending(-1, []))
-        try:
-            for wd, mask, file in left.watches:
-                inotify.set_next(left.fd, wd)
-                inotify.add_watch(left.fd, file, mask)
-        finally:
-            left.close()
-
-
-class _Pending:
-    """An instance, and the watches that it is to get: number, mask and file."""
-
-    def __init__(self, fd: int, watches: list[tuple[int, int, int]]) -> None:
-        self.fd, self.watches = fd, watches
-
-    def close(self) -> None:
-        """Let go of all."""
-        for _, _, file in self.watches:
-            os.close(file)
-        self.watches.clear()
-        if self.fd >= 0:
-            os.close(self.fd)
-        self.fd = -1
+        for fd, file, (wd, mask) in pending("inotify", entry.id, make):
+            inotify.set_next(fd, wd)
+            inotify.add_watch(fd, file, mask)
 
 
 def watched_by(watch: InotifyWatch) -> Watched:
@@ -116,14 +92,3 @@ def _watch_entry(file: OpenFile, watch: InotifyWatch, out: Dump) -> pb.inotify_w
         wd=watch.wd,
         f_handle=dump_handle(file, watched_by(watch), out.options),
     )
-
-
-def queued(fd: int) -> int:
-    """Return how many bytes of events wait to be read."""
-    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), "little")
-
-
-def warn(file: OpenFile, waiting: int, out: Dump) -> None:
-    """Say that a restored copy will not have the events."""
-    what = f"{waiting} bytes of events that were not read are not in the image"
-    out.options.log.warning("files", f"{file.name}: {what}")

@@ -126,6 +126,8 @@ class NR(IntEnum):
     inotify_add_watch = 254
     sync_file_range = 277
     inotify_init1 = 294
+    fanotify_init = 300
+    fanotify_mark = 301
     epoll_pwait = 281
     fallocate = 285
     timerfd_settime = 286

@@ -123,6 +123,7 @@ LSM_APPARMOR: Final = 2
 mark_type: EnumTypeWrapper
 MARK_INODE: Final = 1
 MARK_MOUNT: Final = 2
+MARK_FILESYSTEM: Final = 1000
 
 nd_type: EnumTypeWrapper
 ND_LOOPBACK: Final = 1
