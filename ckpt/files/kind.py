@@ -15,12 +15,12 @@ To add a kind: `protos/x.proto`, `ckpt/files/x.py`, `tests/programs/x.c`, and a 
 
 import fcntl
 import os
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from struct import Struct
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
-from ckpt.errors import CkptError, ImageError
+from ckpt.errors import CkptError, ImageError, Unsupported
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.image.records import RecordWriter
@@ -42,8 +42,9 @@ class OpenFile(NamedTuple):
     """One open file of the target, seen through a local copy of its descriptor.
 
     fd is the local copy (the table closes it), pid and number name the target's own descriptor
-    (the lowest, if several share the file), id is its number in the image. links are those of
-    every descriptor of the tree: a socket's peer is inside if its `socket:[INODE]` is there.
+    (the lowest, if several share the file; -1 if it is in flight, in a socket of pid's), id is its
+    number in the image. links are those of every open file of the tree: a socket's peer is inside
+    if its `socket:[INODE]` is there.
     """
 
     fd: int
@@ -63,6 +64,8 @@ class OpenFile(NamedTuple):
     @property
     def name(self) -> str:
         """How to name it in a message: `fd 7 of pid 812 (pipe:[123])`."""
+        if self.number < 0:
+            return f"a descriptor in flight in a socket of pid {self.pid} ({self.link})"
         return f"fd {self.number} of pid {self.pid} ({self.link})"
 
     def owner(self) -> pb.fown_entry:
@@ -104,6 +107,10 @@ class Promise(Protocol):
 
 def _unheard(number: int, inode: int, level: int, option: int, value: int) -> Callable[[], None]:
     return lambda: None
+
+
+def _no_id(fd: int) -> int:
+    raise Unsupported(f"a descriptor in flight ({os.readlink(f'/proc/self/fd/{fd}')})")
 
 
 class Passing(CkptError):
@@ -177,6 +184,8 @@ class Dump:
         self._before_kill: list[Callable[[], None]] = []
         self._later: list[Callable[[], None]] = []
         self.promise: Promise = _unheard
+        self.carried_id: Callable[[int], int] = _no_id
+        """Returns the id of a file in flight by our copy of its descriptor."""
 
     def first(self, *key: Hashable) -> bool:
         """Say whether this is the first call with key: shared content is written once."""
@@ -386,6 +395,14 @@ class FileKind:
         made in the freeze.
         """
         return None
+
+    @classmethod
+    def carried(cls, file: OpenFile, out: Dump | None) -> Iterable[int]:
+        """Return copies of the descriptors in flight in it (SCM_RIGHTS), for the caller to close.
+
+        While the target runs there is no out, and those of the first packet have to do.
+        """
+        return ()
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:

@@ -13,6 +13,7 @@ when the target runs again (`late`).
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cmp_to_key, partial
@@ -73,6 +74,11 @@ class Opened:
         self.told = False
         """Whether the glimpse tells of all changes but those that fdinfo shows."""
 
+    @property
+    def looks_around(self) -> bool:
+        """Whether its record depends on which other files are open."""
+        return bool(self.kind and self.kind.looks_around)
+
 
 class OpenFiles:
     """All open files of a process, a context manager around our copies of them.
@@ -91,6 +97,7 @@ class OpenFiles:
         self._infos: list[tuple[str, Opened]] = []
         self._gone: list[Opened] = []
         self._directory = -1
+        self._carried: dict[int, Opened] = {}  # by our copies of their descriptors
 
     def __enter__(self) -> Self:
         try:
@@ -104,6 +111,7 @@ class OpenFiles:
         for one in self._all():
             os.close(one.fd)
         self._by_number.clear()
+        self._drop_carried()
 
     def _all(self) -> list[Opened]:
         """Return the open files, each once, by their lowest numbers."""
@@ -123,8 +131,12 @@ class OpenFiles:
         for number in [number for number in self._by_number if number not in kept]:
             self._forget(number)
         self._fetch([number for number in numbers if number not in kept])
-        self._links = frozenset(one.link for one in self._by_number.values())
+        self._note_links()
         return True
+
+    def _note_links(self) -> None:
+        everything = (*self._by_number.values(), *self._carried.values())
+        self._links = frozenset(one.link for one in everything)
 
     def _forget(self, number: int) -> None:
         one = self._by_number.pop(number)
@@ -166,17 +178,22 @@ class OpenFiles:
     def check(self, options: DumpOptions) -> None:
         """Refuse what cannot be dumped, while the target still runs. Raises Unsupported."""
         self.look()
-        for one in self._all():
-            file = self._file(one, procfs.read)
-            if file:
-                kind_of(file, self._kinds).check(file, options)
-                locks.check(file, options)
+        try:
+            self._look_inside(self._all(), None)
+            for one in (*self._all(), *self._in_flight()):
+                file = self._file(one, procfs.read)
+                if file:
+                    kind_of(file, self._kinds).check(file, options)
+                    locks.check(file, options)
+        finally:
+            self._drop_carried()
 
     def _file(self, one: Opened, read: Callable[[int, str], bytes]) -> OpenFile | None:
         """Return what a kind is to see of an open file; None if it is closed by now."""
-        number = one.numbers[0]
+        number = one.numbers[0] if one.numbers else -1
         try:
-            info = parse_fdinfo(read(self.pid, f"fdinfo/{number}"))
+            text = read(self.pid, f"fdinfo/{number}") if one.numbers else _own_fdinfo(one.fd)
+            info = parse_fdinfo(text)
         except KernelError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -186,6 +203,50 @@ class OpenFiles:
             link = os.readlink(f"/proc/self/fd/{one.fd}")
         st = os.fstat(one.fd)
         return OpenFile(one.fd, self.pid, number, one.file_id, st, link, info, self._links)
+
+    # --- in flight
+
+    def _look_inside(self, these: list[Opened], out: Dump | None) -> bool:
+        """Find the files in flight in sockets, and in sockets in flight; say if there are any."""
+        left = list(these)
+        while left:
+            file = self._file(left.pop(), procfs.read)
+            if file and stat.S_ISSOCK(file.stat.st_mode):
+                left += self._carry(kind_of(file, self._kinds).carried(file, out))
+        if self._carried:
+            self._note_links()
+        return bool(self._carried)
+
+    def _carry(self, fds: Iterable[int]) -> list[Opened]:
+        """Take note of files in flight; returns those that are not open elsewhere."""
+        copies = {fd: Opened(fd, os.readlink(f"/proc/self/fd/{fd}")) for fd in fds}
+        self._carried.update(copies)
+        new = []
+        for fd, one in copies.items():
+            if same := self._same(one):
+                self._carried[fd] = same
+            else:
+                _check_carried(one, self.pid)
+                new.append(one)
+        return new
+
+    def _same(self, new: Opened) -> Opened | None:
+        """Return what else leads to an open file in flight."""
+        alike = [one for one in (*self._all(), *self._in_flight()) if one.link == new.link]
+        same = same_files(os.getpid(), [new.fd] * len(alike), [one.fd for one in alike])
+        found = zip(alike, same, strict=True)
+        return next((one for one, yes in found if yes and one is not new), None)
+
+    def _in_flight(self) -> list[Opened]:
+        """Return the open files that are nothing but in flight."""
+        return [one for fd, one in self._carried.items() if one.fd == fd]
+
+    def _drop_carried(self) -> None:
+        for fd in self._carried:
+            os.close(fd)
+        if self._carried:
+            self._carried.clear()
+            self._note_links()
 
     # --- ahead of the freeze
 
@@ -263,10 +324,13 @@ class OpenFiles:
         """See to it that all records are as of now; seen is what a glance has just told."""
         self._seen = seen
         changed = seen.answers(self._table) != self._ahead.answers(self._table) and self.look()
+        out.carried_id = lambda fd: self._id(self._carried[fd], out)
         everything = self._all()
         stale = [one for one in self._suspects(changed) if not self._is_same(one, changed)]
         _drop(stale + [one for one in self._gone if one.held], everything)
-        for one in everything:
+        if self._look_inside([one for one in everything if not one.held], out):
+            _drop([one for one in everything if one.held and one.looks_around], everything)
+        for one in (*everything, *self._in_flight()):
             if one.held:
                 out.later(one.held.keep)
             else:
@@ -284,7 +348,7 @@ class OpenFiles:
     def _is_same(self, one: Opened, changed: bool) -> bool:
         """Say whether what was dumped ahead is still true; changed if descriptors came or went."""
         assert one.kind
-        if changed and one.kind.looks_around:
+        if changed and one.looks_around:
             return False
         glimpse = self._seen.answers(one.glimpse) == self._ahead.answers(one.glimpse)
         if (changed or not one.told or not glimpse) and self._see(one) != one.seen:
@@ -300,8 +364,12 @@ class OpenFiles:
         pairs = zip(FdInfo._fields, parse_fdinfo(now), parse_fdinfo(ahead), strict=True)
         return all(a == b for field, a, b in pairs if field not in late)
 
-    def _dump_now(self, one: Opened, out: Dump) -> None:
+    def _id(self, one: Opened, out: Dump) -> int:
         one.file_id = one.file_id or out.next_id()
+        return one.file_id
+
+    def _dump_now(self, one: Opened, out: Dump) -> None:
+        self._id(one, out)
         file = self._file(one, self._seen.read)
         assert file, one.link
         one.kind = kind_of(file, self._kinds)
@@ -329,6 +397,18 @@ class OpenFiles:
                 )
             )
         return found
+
+
+def _own_fdinfo(fd: int) -> bytes:
+    return procfs.read("self", f"fdinfo/{fd}")
+
+
+def _check_carried(one: Opened, pid: int) -> None:
+    """Refuse what can only be made again with a number in the task."""
+    st, info = os.fstat(one.fd), parse_fdinfo(_own_fdinfo(one.fd))
+    file = OpenFile(one.fd, pid, -1, 0, st, one.link, info)
+    if "connect" in vars(kind_of(file)):
+        raise Unsupported(f"{file.name}: not supported", hint="wait until it has been received")
 
 
 def _drop(stale: list[Opened], everything: list[Opened]) -> None:

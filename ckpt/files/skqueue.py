@@ -9,100 +9,186 @@ Facts that bite (unix(7) and net/unix/af_unix.c, net/core/datagram.c):
 - An empty packet is given to one walk only, for the kernel marks it as peeked: a second dump of
   the same queue misses it. Without an offset the first packet is always given, even an empty one.
 - At the end of a sequence of packets that was shut down, a read gives b"" for ever.
+- A peek gives copies of the descriptors that travel in a packet, ours to close. Of a stream, it
+  gives all up to the end of the message that they were sent with.
 - A read takes a pending error away (ECONNRESET from a peer that closed without reading): a stream
   tells its length beforehand, so that the end is not read; of datagrams the error is lost.
 """
 
 import errno
 import fcntl
+import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from ckpt.errors import Unsupported
+from ckpt.errors import ImageError, Unsupported
 from ckpt.files.kind import Dump, OpenFile, Restore
 from ckpt.files.sockopts import SO_PASSCRED, SO_SNDBUF, SO_SNDBUFFORCE, failed, set_buffer
 from ckpt.image import pb
+from ckpt.kernel import files
 
 _SO_PEEK_OFF = 42
 _SIOCINQ = 0x541B
-_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _CHUNK = 1 << 18
+_RIGHTS, _PIDFD = socket.SCM_RIGHTS, 4
 _CREDENTIALS = struct.Struct("@iII")
+_CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
+_MOST_FILES = 253  # SCM_MAX_FD
+_CONTROL = socket.CMSG_SPACE(4 * _MOST_FILES) + socket.CMSG_SPACE(4)
 _SHUT_READ = 1
 _ROOMY = 64 << 20
 
 
 class Packet(NamedTuple):
-    """A packet, or a piece of a stream; scm will name descriptors that travel with it."""
+    """A packet, or a piece of a stream, and the files that travel with it.
+
+    At dump these are descriptors of ours, at restore the image's file ids.
+    """
 
     data: bytes
-    scm: Sequence[pb.scm_entry] = ()
+    files: tuple[int, ...] = ()
+
+
+class _Peeked(NamedTuple):
+    """What one peek gives, and whether more of the packet follows."""
+
+    data: bytes
+    files: tuple[int, ...]
+    truncated: bool
 
 
 def packets(sock: socket.socket, name: str, shutdown: int = 0) -> list[Packet]:
-    """Peek at all that is queued; a stream is one piece.
+    """Peek at all that is queued; of a stream, a piece ends where descriptors travel.
 
     name says whose it is in a refusal; shutdown has bit 1 if nothing more can come. Raises
-    Unsupported for descriptors or credentials in flight, KernelError.
+    Unsupported for credentials in flight, KernelError.
     """
-    with _offset_kept(sock):
-        if sock.type == socket.SOCK_STREAM:
-            return _stream(sock, name)
-        return [Packet(data) for data in _packets(sock, name, bool(shutdown & _SHUT_READ))]
+    walk = _stream(sock, name) if sock.type == socket.SOCK_STREAM else None
+    found: list[Packet] = []
+    try:
+        with _offset_kept(sock):
+            for one in walk or _packets(sock, name, bool(shutdown & _SHUT_READ)):
+                found.append(one)
+    except BaseException:
+        for one in found:
+            _close(one.files)
+        raise
+    return found
 
 
-def _stream(sock: socket.socket, name: str) -> list[Packet]:
+def _stream(sock: socket.socket, name: str) -> Iterator[Packet]:
     left = int.from_bytes(fcntl.ioctl(sock, _SIOCINQ, bytes(4)), "little")
-    sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
-    pieces: list[bytes] = []
-    while left > 0 and (got := _peek(sock, name)) is not None and got[0]:
-        pieces.append(got[0])
-        left -= len(got[0])
-    return [Packet(b"".join(pieces))] if pieces else []
+    plain: list[bytes] = []
+    at = 0
+    while at < left and (got := _peek_at(sock, at, _CHUNK, name)) and got.data:
+        before = len(got.data)
+        if got.files:
+            before = _without(sock, at, len(got.data))
+        at += len(got.data)
+        plain.append(got.data[:before])
+        if got.files:
+            yield from _joined(plain)
+            yield Packet(got.data[before:], got.files)
+            plain.clear()
+    yield from _joined(plain)
 
 
-def _packets(sock: socket.socket, name: str, shut: bool) -> Iterator[bytes]:
+def _joined(pieces: list[bytes]) -> Iterator[Packet]:
+    if any(pieces):
+        yield Packet(b"".join(pieces))
+
+
+def _peek_at(sock: socket.socket, at: int, size: int, name: str) -> _Peeked | None:
+    sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, at)
+    return _peek(sock, name, size)
+
+
+def _without(sock: socket.socket, at: int, size: int) -> int:
+    """Return how many bytes, of size, are from messages before the last.
+
+    There is no room for the last byte, and the kernel gives a message whole or not at all.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, at)
+    with files.one_byte_short(size) as room:
+        try:
+            return sock.recv_into(room, size, _PEEK)
+        except OSError as error:
+            if error.errno != errno.EFAULT:
+                raise
+            return 0
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _packets(sock: socket.socket, name: str, shut: bool) -> Iterator[Packet]:
     """Yield packets; if shut, b"" is the end and no packet."""
     first = _peek(sock, name)
-    if first is None or (shut and not first[0]):
+    if first is None or (shut and not first.data and not first.files):
         return
-    if not first[0]:
-        yield b""  # the walk leaves it out: it is marked as peeked by now
+    if not first.data:
+        yield Packet(b"", first.files)  # the walk leaves it out: it is marked as peeked by now
+    else:
+        _close(first.files)
     sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
     parts: list[bytes] = []
     while (got := _peek(sock, name)) is not None:
-        data, truncated = got
-        if shut and not data and not parts:
+        if shut and not got.data and not parts and not got.files:
             return
-        parts.append(data)
-        if not truncated:
-            yield b"".join(parts)
+        parts.append(got.data)
+        if got.truncated:
+            _close(got.files)  # they come with each part
+        else:
+            yield Packet(b"".join(parts), got.files)
             parts.clear()
 
 
-def _peek(sock: socket.socket, name: str) -> tuple[bytes, bool] | None:
-    """Return what the next peek gives and whether more of the packet follows; None at the end."""
-    # No room for descriptors: the kernel would install copies of them here. MSG_CTRUNC tells.
-    credentials = socket.CMSG_SPACE(_CREDENTIALS.size) if _passes_credentials(sock) else 0
+def _peek(sock: socket.socket, name: str, size: int = _CHUNK) -> _Peeked | None:
+    """Return what the next peek gives; None at the end."""
+    room = _CONTROL if sock.family == socket.AF_UNIX else 0
+    room += _CREDENTIALS_SPACE if _passes_credentials(sock) else 0
     try:
-        data, control, flags, _ = sock.recvmsg(_CHUNK, credentials, _PEEK)
+        data, control, flags, _ = sock.recvmsg(size, room, _PEEK)
     except BlockingIOError:
         return None
     except ConnectionResetError:
-        return _peek(sock, name)
+        return _peek(sock, name, size)
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.EINVAL):  # never connected: nothing to read
             return None
         raise failed(error, f"peek at the queue of {name}") from error
+    fds = tuple(_descriptors(control))
     if flags & socket.MSG_CTRUNC:
-        _refuse(name, "file descriptors")
-    if any(_CREDENTIALS.unpack(value[:12])[0] for _, _, value in control):
+        _close(fds)
+        _refuse(name, "more file descriptors than we may have")
+    if _has_credentials(control):
+        _close(fds)
         _refuse(name, "credentials")
-    return data, bool(flags & socket.MSG_TRUNC)
+    return _Peeked(data, fds, bool(flags & socket.MSG_TRUNC))
+
+
+def _descriptors(control: list[tuple[int, int, bytes]]) -> Iterator[int]:
+    """Yield the descriptors that came along; a pidfd of the sender (SO_PASSPIDFD) is made anew."""
+    for _, kind, value in control:
+        fds = array("i", value[: len(value) // 4 * 4]) if kind in (_RIGHTS, _PIDFD) else ()
+        if kind == _PIDFD:
+            _close(fd for fd in fds if fd >= 0)
+        else:
+            yield from fds
+
+
+def _has_credentials(control: list[tuple[int, int, bytes]]) -> bool:
+    """Say whether the sender is known; one that did not tell has no pid."""
+    values = (value for _, kind, value in control if kind == socket.SCM_CREDENTIALS)
+    return any(_CREDENTIALS.unpack(value[:12])[0] for value in values)
 
 
 def _passes_credentials(sock: socket.socket) -> bool:
@@ -128,25 +214,55 @@ def _offset_kept(sock: socket.socket) -> Iterator[None]:
         sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, before)
 
 
-def check_first(sock: socket.socket, name: str) -> None:
-    """Raise Unsupported if the first packet carries what we cannot dump.
+def first_carries(sock: socket.socket, name: str) -> tuple[int, ...]:
+    """Return copies of the descriptors that travel in the first packet, for the caller to close.
 
     For a running target: looks at one packet only, and not at all if the target itself walks its
-    queue (its offset would move).
+    queue (its offset would move). Raises Unsupported for what cannot be dumped.
     """
-    if sock.getsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF) < 0:
-        _peek(sock, name)
+    if sock.getsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF) >= 0:
+        return ()
+    got = _peek(sock, name)
+    return got.files if got else ()
+
+
+def queued(file: OpenFile, sock: socket.socket, shutdown: int, out: Dump) -> list[Packet]:
+    """Return the queue of a socket of a frozen target, read once a dump."""
+    return out.memo_now(("queue", file.stat.st_ino), lambda: _read_queue(file, sock, shutdown, out))
+
+
+def _read_queue(file: OpenFile, sock: socket.socket, shutdown: int, out: Dump) -> list[Packet]:
+    if file.number < 0:
+        return _read_in_flight(file, sock)
+    offset = sock.getsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF)
+    with out.changed(file, socket.SOL_SOCKET, _SO_PEEK_OFF, offset):
+        return packets(sock, file.name, shutdown)
+
+
+def _read_in_flight(file: OpenFile, sock: socket.socket) -> list[Packet]:
+    """Return the queue of a socket that is in flight itself.
+
+    Nobody could set its offset right if we died, so it has to do without.
+    """
+    got = _peek(sock, file.name, _ROOMY)
+    if got is None or not (got.data or got.files):
+        return []
+    left = int.from_bytes(fcntl.ioctl(sock, _SIOCINQ, bytes(4)), "little")
+    if left != len(got.data) or sock.type != socket.SOCK_STREAM or got.files:
+        _close(got.files)
+        _refuse(file.name, "a socket with packets in its own queue")
+    return [Packet(got.data)]
 
 
 def dump_queue(file: OpenFile, sock: socket.socket, shutdown: int, out: Dump) -> None:
     """Write the queue of a socket as packets of its file."""
-    offset = sock.getsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF)
-    with out.changed(file, socket.SOL_SOCKET, _SO_PEEK_OFF, offset):
-        queued = packets(sock, file.name, shutdown)
-    if queued:
+    packets = queued(file, sock, shutdown, out)
+    if packets:
         out.passing()
-    for packet in queued:
-        entry = pb.sk_packet_entry(id_for=file.id, length=len(packet.data), scm=packet.scm)
+    for packet in packets:
+        entry = pb.sk_packet_entry(id_for=file.id, length=len(packet.data))
+        if packet.files:
+            entry.scm.add(type=_RIGHTS, rights=map(out.carried_id, packet.files))
         out.writer("sk-queues").append(entry, packet.data)
 
 
@@ -163,29 +279,40 @@ def _read(make: Restore) -> dict[int, list[Packet]]:
     queues: dict[int, list[Packet]] = {}
     if make.image.exists("sk-queues"):
         for entry, data in make.image.records("sk-queues"):
-            queues.setdefault(entry.id_for, []).append(Packet(data, list(entry.scm)))
+            queues.setdefault(entry.id_for, []).append(Packet(data, tuple(_rights(entry))))
     return queues
 
 
-def send_all(sender: socket.socket, queue: list[Packet]) -> None:
-    """Send packets to the connected receiver. Raises Unsupported, KernelError (EAGAIN: no room).
+def _rights(entry: pb.sk_packet_entry) -> Iterator[int]:
+    for message in entry.scm:
+        if message.type != _RIGHTS:
+            raise Unsupported(f"sk-queues.img: a control message of type {message.type}")
+        yield from message.rights
 
-    The sender's buffer is made roomy for it: the same bytes may be charged more than they were.
-    Its right size is to be set afterwards.
+
+def send_all(
+    sender: socket.socket, queue: list[Packet], descriptor: Callable[[int], int] = int
+) -> None:
+    """Send packets to the connected receiver. Raises ImageError, KernelError (EAGAIN: no room).
+
+    descriptor returns one of ours for the id of a file that travels. The sender's buffer is made
+    roomy for it: the same bytes may be charged more than they were. Its right size is to be set
+    afterwards.
     """
     if not queue:
         return
     set_buffer(sender, SO_SNDBUF, SO_SNDBUFFORCE, _ROOMY)
     for packet in queue:
-        if packet.scm:
-            raise Unsupported("sk-queues.img: descriptors in flight are not restored yet")
+        if len(packet.files) > _MOST_FILES:
+            raise ImageError(f"sk-queues.img: {len(packet.files)} files in one packet")
         try:
-            _send(sender, packet.data)
+            _send(sender, packet.data, [descriptor(one) for one in packet.files])
         except OSError as error:
             raise failed(error, "send to fill a socket's queue") from error
 
 
-def _send(sender: socket.socket, data: bytes) -> None:
-    sent = sender.send(data, _SEND)
+def _send(sender: socket.socket, data: bytes, fds: list[int]) -> None:
+    control = [(socket.SOL_SOCKET, _RIGHTS, array("i", fds))] if fds else []
+    sent = sender.sendmsg([data], control, _SEND)
     while sent < len(data):
         sent += sender.send(data[sent:], _SEND)

@@ -6,7 +6,10 @@ then clients still waiting; datagram sockets are filled before they connect, sin
 takes from its peer alone. Options come last: SO_PASSCRED would bind a socket that connects.
 """
 
+import os
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from ckpt.errors import ImageError
@@ -26,11 +29,12 @@ Made = dict[int, socket.socket]
 
 
 class _Plan(NamedTuple):
-    """The records of an image, by inode, and the sockets made so far, by file id."""
+    """The records of an image, by inode; the sockets made so far, by file id; what fills them."""
 
     entries: dict[int, Entry]
     made: Made
     make: Restore
+    fills: list[Callable[[], None]]
 
     def peer(self, entry: Entry) -> Entry | None:
         """Return the record of the other end, if there is one."""
@@ -45,6 +49,21 @@ class _Plan(NamedTuple):
         """Return the records of sockets that are to be made."""
         return [e for e in self.entries.values() if not e.uflags & EXTERNAL]
 
+    def fill(self, entry: Entry, sender: socket.socket) -> None:
+        """Have a queue filled by its other end, when all are there that may travel in it."""
+        queue = queue_of(entry.id, self.make)
+        self.fills.append(lambda: send_all(sender, queue, self.descriptor))
+
+    def descriptor(self, file_id: int) -> int:
+        """Return our descriptor of a file that is in flight."""
+        if file_id in self.made:
+            return self.made[file_id].fileno()
+        is_socket = self.make.entry(file_id).type == pb.FD_UNIXSK
+        fd = -1 if is_socket else self.make.make(file_id)
+        if fd < 0:
+            raise ImageError(f"sk-queues.img: file {file_id} cannot be in flight")
+        return fd
+
     def left(self, *types: int) -> list[Entry]:
         """Return the records still to be made, of these types."""
         return [e for e in self.inside() if e.type in types and e.id not in self.made]
@@ -53,13 +72,17 @@ class _Plan(NamedTuple):
 def make_all(make: Restore) -> Made:
     """Return every unix socket of the image by file id. Raises ImageError, KernelError."""
     records = (r.usk for r in make.entries.values() if r.type == pb.FD_UNIXSK)
-    plan = _Plan({entry.ino: entry for entry in records}, {}, make)
+    plan = _Plan({entry.ino: entry for entry in records}, {}, make, [])
     for entry in plan.inside():
         if entry.peer and plan.peer(entry) is None:
             raise ImageError(f"files.img: unix socket {entry.id}: its peer is not in the image")
     _make_listeners(plan)
     _make_connections(plan)
     _make_datagrams(plan)
+    for fill in plan.fills:
+        fill()
+    _connect_datagrams(plan)
+    make.at_end(lambda ok: _let_go(plan))
     for entry in plan.inside():
         sock = plan.made[entry.id]
         restore_options(sock, entry.opts)
@@ -67,6 +90,15 @@ def make_all(make: Restore) -> Made:
             with doing("shutdown unix socket"):
                 sock.shutdown(entry.shutdown - 1)  # READ, WRITE, BOTH are SHUT_RD .. + 1
     return plan.made
+
+
+def _let_go(plan: _Plan) -> None:
+    """Close those that nobody has but who receives them."""
+    for file_id, sock in plan.made.items():
+        with suppress(OSError):
+            sock.setblocking(not plan.make.entry(file_id).usk.flags & os.O_NONBLOCK)
+        sock.close()
+    plan.made.clear()
 
 
 def _socket(entry: Entry) -> socket.socket:
@@ -119,15 +151,15 @@ def _make_pair(plan: _Plan, entry: Entry) -> None:
         entry, peer = peer, entry
     server, client = _connection(plan, entry, peer)
     plan.made.update({entry.id: server, peer.id: client})
-    send_all(client, queue_of(entry.id, plan.make))
-    send_all(server, queue_of(peer.id, plan.make))
+    plan.fill(entry, client)
+    plan.fill(peer, server)
 
 
 def _make_widow(plan: _Plan, entry: Entry) -> None:
     """Make a connection whose other end is closed already."""
     server, client = _connection(plan, entry, None)
-    send_all(client, queue_of(entry.id, plan.make))
-    client.close()
+    plan.fill(entry, client)
+    plan.fills.append(client.close)
     plan.made[entry.id] = server
 
 
@@ -185,9 +217,12 @@ def _make_datagrams(plan: _Plan) -> None:
     for entry in entries:
         if entry.id not in plan.made:
             _make_datagram(plan, entry)
-    for entry in entries:
+
+
+def _connect_datagrams(plan: _Plan) -> None:
+    for entry in plan.inside():
         peer = plan.peer(entry)
-        if peer is not None and not plan.is_pair(entry):
+        if entry.type == socket.SOCK_DGRAM and peer is not None and not plan.is_pair(entry):
             _connect_datagram(plan, entry, peer)
 
 
@@ -200,7 +235,7 @@ def _make_datagram(plan: _Plan, entry: Entry) -> None:
     else:
         sock = plan.made[entry.id] = _socket(entry)
         bind(sock, entry, plan.make)
-        _fill(sock, entry, plan.make)
+        _fill(sock, entry, plan)
 
 
 def _make_datagram_pair(plan: _Plan, entry: Entry) -> None:
@@ -211,20 +246,20 @@ def _make_datagram_pair(plan: _Plan, entry: Entry) -> None:
     plan.made.update({entry.id: one, peer.id: other})
     bind(one, entry, plan.make)
     bind(other, peer, plan.make)
-    send_all(other, queue_of(entry.id, plan.make))
-    send_all(one, queue_of(peer.id, plan.make))
+    plan.fill(entry, other)
+    plan.fill(peer, one)
 
 
-def _fill(sock: socket.socket, entry: Entry, make: Restore) -> None:
+def _fill(sock: socket.socket, entry: Entry, plan: _Plan) -> None:
     """Send it what was queued, from nobody: the image does not know the senders."""
-    queue = queue_of(entry.id, make)
-    if not queue:
+    if not queue_of(entry.id, plan.make):
         return
     if not entry.name:
         raise ImageError(f"sk-queues.img: nobody can have sent to unix socket {entry.id}")
-    with _socket(entry) as sender:
-        connect(sender, sock, entry.name)
-        send_all(sender, queue)
+    sender = _socket(entry)
+    connect(sender, sock, entry.name)
+    plan.fill(entry, sender)
+    plan.fills.append(sender.close)
 
 
 def _connect_datagram(plan: _Plan, entry: Entry, peer: Entry) -> None:

@@ -9,13 +9,13 @@ A peer is named by its inode, which only sock_diag(7) tells. It tells less than 
 """
 
 import socket
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from functools import lru_cache
 from typing import Any
 
 from ckpt.errors import Unsupported
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
-from ckpt.files.skqueue import check_first, dump_queue
+from ckpt.files.skqueue import dump_queue, first_carries, queued
 from ckpt.files.sockopts import State, borrowed, check_options, dump_options, family
 from ckpt.files.unixmake import ESTABLISHED, EXTERNAL, LISTEN, make_all
 from ckpt.files.unixname import dump_place
@@ -48,12 +48,22 @@ class UnixSk(FileKind):
         """Refuse a peer outside, and what travels in queues besides bytes."""
         diag = _find(file, sockdiag.unix({file.stat.st_ino}))
         # All sockets are asked for only if it takes to find the other end.
-        outside = diag.peer and _outside(file, diag.peer) and options.ext_unix_sk
-        _check_peer(file, diag, sockdiag.unix() if outside or _is_alone(diag) else {}, options)
+        outside = diag.peer and _outside(file, diag.peer)
+        table = sockdiag.unix() if outside or _is_alone(diag) else {}
+        if not (outside and _may_be_in_flight(file, table)):
+            _check_peer(file, diag, table, options)
         check_options(file)
-        if diag.state != LISTEN and diag.rqueue:
-            with borrowed(file.fd) as sock:
-                check_first(sock, file.name)
+
+    @classmethod
+    def carried(cls, file: OpenFile, out: Dump | None) -> Iterable[int]:
+        """Look into its queue."""
+        diag = _find(file, sockdiag.unix({file.stat.st_ino}))
+        if not _may_have_queue(diag) or _is_alone(diag):
+            return ()
+        with borrowed(file.fd) as sock:
+            if out is None:
+                return first_carries(sock, file.name) if diag.rqueue else ()
+            return [fd for one in queued(file, sock, diag.shutdown, out) for fd in one.files]
 
     @classmethod
     def state(cls, file: OpenFile) -> Hashable | None:
@@ -138,6 +148,12 @@ def _is_alone(diag: UnixDiag) -> bool:
 
 def _outside(file: OpenFile, ino: int) -> bool:
     return f"socket:[{ino}]" not in file.links
+
+
+def _may_be_in_flight(file: OpenFile, table: Table) -> bool:
+    """Say whether a peer could be in a queue: only the freeze tells for sure."""
+    ours = (one for one in table.values() if not _outside(file, one.ino))
+    return any(one.rqueue for one in ours if one.state != LISTEN)
 
 
 def _check_peer(file: OpenFile, diag: UnixDiag, table: Table, options: DumpOptions) -> int:

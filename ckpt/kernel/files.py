@@ -5,8 +5,11 @@ Each returns what the call does and raises NotPermitted or KernelError where it 
 """
 
 import errno
+import mmap
 import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from struct import Struct
 
 from ckpt.kernel.arch import NR
@@ -25,6 +28,7 @@ _SIGSET = Struct("<Q")
 _HANDLE, _MAX_HANDLE = Struct("<Ii"), 128  # struct file_handle: size and type come first
 _AT_EMPTY_PATH = 0x1000
 _OPTION_ROOM = 16
+_PAGE = mmap.PAGESIZE
 _EPOLL_SLOT = Struct("<3I")
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 
@@ -140,6 +144,17 @@ def anonymous_file(size: int, flags: int | None = None) -> int:
         return os.open(f"/proc/self/map_files/{at:x}-{at + size:x}", os.O_RDWR | os.O_CLOEXEC)
     finally:
         syscall(NR.munmap, at, size)
+
+
+@contextmanager
+def one_byte_short(size: int) -> Iterator[memoryview]:
+    """Give memory of so many bytes, the last of which cannot be written: EFAULT."""
+    whole = (size - 1 + _PAGE - 1) // _PAGE * _PAGE
+    with mmap.mmap(-1, whole + _PAGE) as memory, memoryview(memory) as view:
+        at = int(ffi.cast("uintptr_t", ffi.from_buffer(memory))) + whole
+        check(syscall(NR.mprotect, at, _PAGE, 0), "mprotect")
+        with view[whole - (size - 1) :][:size] as room:
+            yield room
 
 
 class SocketOptions:

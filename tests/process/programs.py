@@ -151,7 +151,16 @@ PROGRAMS = (
         criu="loses the name of an accepted socket",
     ),
     program("unix_options"),
-    program("unix_scm", refused="in flight"),
+    program("unix_scm"),
+    program("unix_scm_nested", "nested", source="unix_scm"),
+    program(
+        "unix_scm_stream",
+        "stream",
+        source="unix_scm",
+        criu_dump="sends them along with what came before",
+    ),
+    program("unix_scm_epoll", "epoll", source="unix_scm", refused="a descriptor in flight"),
+    program("unix_scm_credentials", "credentials", source="unix_scm", refused="credentials"),
     program(
         "unix_backlog", criu="a connection that was not accepted", refused="before it was accepted"
     ),

@@ -1,46 +1,138 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Descriptors in flight: sent, not received, closed here; a pipe's end and a file. */
+/*
+ * Descriptors in flight: sent, not received, closed here; a pipe's end and a file. As `stream`: at
+ * which byte they come. As `nested`: a socket in flight, with another one in it, and a file that
+ * is open here as well. As `epoll`, `credentials`: what is not dumped.
+ */
 #include "sockets.h"
+#include <sys/epoll.h>
 
-static void send_fds(int socket, int one, int two)
+enum { ONE = CMSG_SPACE(sizeof(int)), TWO = CMSG_SPACE(2 * sizeof(int)) };
+
+static void send_fds(int socket, const char *text, int count, const int *fds)
 {
-	char control[CMSG_SPACE(2 * sizeof(int))] = "";
-	struct iovec part = {"fds", 3};
+	char control[TWO] = "";
+	struct iovec part = {(void *)text, strlen(text)};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control,
-				 .msg_controllen = sizeof(control)};
+				 .msg_controllen = CMSG_SPACE(count * sizeof(int))};
 	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-	*header = (struct cmsghdr){CMSG_LEN(2 * sizeof(int)), SOL_SOCKET, SCM_RIGHTS};
-	memcpy(CMSG_DATA(header), (int[]){one, two}, 2 * sizeof(int));
-	need(sendmsg(socket, &message, 0) == 3);
+	*header = (struct cmsghdr){CMSG_LEN(count * sizeof(int)), SOL_SOCKET, SCM_RIGHTS};
+	memcpy(CMSG_DATA(header), fds, count * sizeof(int));
+	need(sendmsg(socket, &message, 0) == (ssize_t)strlen(text));
 }
 
-static void receive_fds(int socket, int *fds)
+/* Receive up to size bytes: how many descriptors came with them, and the text. */
+static int receive_fds(int socket, size_t size, const char *expected, int *fds)
 {
-	char text[10], control[CMSG_SPACE(2 * sizeof(int))];
-	struct iovec part = {text, sizeof(text)};
+	char text[100] = "", control[TWO];
+	struct iovec part = {text, size};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control,
 				 .msg_controllen = sizeof(control)};
-	check_is(recvmsg(socket, &message, MSG_DONTWAIT), 3);
-	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-	check(header && header->cmsg_type == SCM_RIGHTS);
-	if (header)
-		memcpy(fds, CMSG_DATA(header), 2 * sizeof(int));
+	ssize_t got = recvmsg(socket, &message, MSG_DONTWAIT);
+	check(got >= 0, "%s", strerror(errno));
+	check_text(text, expected);
+	struct cmsghdr *header = got < 0 ? NULL : CMSG_FIRSTHDR(&message);
+	if (!header || header->cmsg_type != SCM_RIGHTS)
+		return 0;
+	int count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+	memcpy(fds, CMSG_DATA(header), count * sizeof(int));
+	return count;
+}
+
+static int check_stream(void)
+{
+	int pair[2], ends[2], received[2] = {-1, -1};
+	need(!socketpair(AF_UNIX, SOCK_STREAM, 0, pair) && !pipe(ends));
+	send_text(pair[0], "plain");
+	send_fds(pair[0], "with", 1, &ends[1]);
+	send_text(pair[0], "behind");
+	send_fds(pair[0], "two", 2, ends);
+	need(!close(ends[1]));
+
+	checkpoint();
+
+	check_is(receive_fds(pair[1], 5, "plain", received), 0);
+	check_is(receive_fds(pair[1], 2, "wi", received), 1);
+	check_is(write(received[0], "x", 1), 1);
+	check_is(receive_fds(pair[1], 2, "th", received), 0);
+	check_is(receive_fds(pair[1], 6, "behind", received), 0);
+	check_is(receive_fds(pair[1], 50, "two", received), 2);
+	char text[2];
+	check_is(read(received[0], text, 2), 1);
+	check_text(receive_text(pair[1]), "<EAGAIN>");
+	return verdict();
+}
+
+static int check_nested(void)
+{
+	int outer[2], middle[2], inner[2], received[2] = {-1, -1};
+	int file = open(path("file"), O_RDWR | O_CREAT | O_TRUNC, 0644);
+	need(!socketpair(AF_UNIX, SOCK_DGRAM, 0, outer) && write(file, "content", 7) == 7);
+	need(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, middle));
+	need(!socketpair(AF_UNIX, SOCK_STREAM, 0, inner));
+	send_text(middle[0], "for the middle");
+	send_fds(outer[0], "middle, twice", 2, (int[]){middle[1], middle[1]});
+	send_fds(outer[0], "file", 1, &file);
+	send_fds(outer[0], "inner", 1, &inner[1]);
+	need(!close(middle[1]) && !close(inner[1]));
+
+	checkpoint();
+
+	check_is(receive_fds(outer[1], 50, "middle, twice", received), 2);
+	check_is(fcntl(received[0], F_GETFL) & O_NONBLOCK, O_NONBLOCK);
+	send_text(middle[0], "!");
+	check_text(receive_text(received[1]), "for the middle!");
+	send_text(received[0], "answer");
+	check_text(receive_text(middle[0]), "answer");
+	check_is(receive_fds(outer[1], 50, "file", received), 1);
+	check_is(lseek(received[0], 3, SEEK_SET), 3);
+	check_is(lseek(file, 0, SEEK_CUR), 3);
+	check_is(receive_fds(outer[1], 50, "inner", received), 1);
+	check_is(fcntl(received[0], F_GETFL) & O_NONBLOCK, 0);
+	need(!close(received[0]));
+	check_text(receive_text(inner[0]), "");
+	return verdict();
+}
+
+static int check_refused(bool credentials)
+{
+	int pair[2], epoll = epoll_create1(0);
+	need(!socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair));
+	if (credentials) {
+		set_option(pair[1], SOL_SOCKET, SO_PASSCRED, 1);
+		send_text(pair[0], "text");
+	} else {
+		send_fds(pair[0], "text", 1, &epoll);
+		need(!close(epoll));
+	}
+
+	checkpoint();
+
+	check_text(receive_text(pair[1]), "text");
+	return verdict();
 }
 
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
+	const char *mode = argc > 2 ? argv[2] : "";
+	if (!strcmp(mode, "stream"))
+		return check_stream();
+	if (!strcmp(mode, "nested"))
+		return check_nested();
+	if (*mode)
+		return check_refused(!strcmp(mode, "credentials"));
 	int pair[2], ends[2], received[2] = {-1, -1};
 	char text[20] = "";
 	int file = open(path("file"), O_RDWR | O_CREAT | O_TRUNC, 0644);
 	need(!socketpair(AF_UNIX, SOCK_DGRAM, 0, pair) && !pipe(ends));
 	need(write(file, "content", 7) == 7 && lseek(file, 3, SEEK_SET) == 3);
-	send_fds(pair[0], ends[1], file);
+	send_fds(pair[0], "fds", 2, (int[]){ends[1], file});
 	need(!close(ends[1]) && !close(file));
 
 	checkpoint();
 
-	receive_fds(pair[1], received);
+	check_is(receive_fds(pair[1], 50, "fds", received), 2);
 	check_is(write(received[0], "through", 7), 7);
 	check_is(read(ends[0], text, sizeof(text)), 7);
 	check(!memcmp(text, "through", 7));

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from ckpt.errors import ImageError, KernelError, Unsupported
+from ckpt.files.skqueue import packets
 from ckpt.files.unixsk import UnixSk
+from ckpt.image import pb
 from ckpt.kernel import sockdiag
 from tests.unit.files.roundtrip import Trip
 
@@ -305,19 +307,59 @@ def test_datagram_peer_outside(sockets: Sockets, tmp_path: Path) -> None:
     assert (record.uflags, record.state, record.type) == (1, 10, DGRAM)
 
 
-def test_in_flight(sockets: Sockets, tmp_path: Path) -> None:
-    a, b = sockets.pair()
-    socket.send_fds(a, [b"x"], [0])
-    with pytest.raises(Unsupported, match="file descriptors in flight"):
+def test_credentials_in_flight(sockets: Sockets) -> None:
+    a, b = sockets.pair(DGRAM)
+    b.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    a.send(b"x")
+    with pytest.raises(Unsupported, match="credentials in flight"):
         sockets.through(a, b)
     assert b.getsockopt(socket.SOL_SOCKET, PEEK_OFF) == -1
-    c, d = sockets.pair(DGRAM)
-    d.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    c.send(b"x")
-    sockets.place = tmp_path / "second"
-    sockets.place.mkdir()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_flight(sockets: Sockets, kind: int) -> None:
+    """Pieces end where descriptors travel, and nothing is taken away."""
+    a, b = sockets.pair(kind)
+    before = len(os.listdir("/proc/self/fd"))
+    a.send(b"plain")
+    socket.send_fds(a, [b"x" * 100_000], [0, 0])
+    a.send(b"behind")
+    socket.send_fds(a, [b"y"], [1])
+    for _ in range(2):
+        found = packets(b, "it")
+        plain = [one.data for one in found if not one.files]
+        assert plain[0] == b"plain" and b"".join(plain[1:]).endswith(b"behind")
+        assert [len(one.files) for one in found if one.files] == [2, 1]
+        for fd in (fd for one in found for fd in one.files):
+            assert not os.get_inheritable(fd)
+            os.close(fd)
+    assert b.getsockopt(socket.SOL_SOCKET, PEEK_OFF) == -1
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert socket.recv_fds(b, 5, 10)[:2] == (b"plain", [])
+    assert len(socket.recv_fds(b, 1 << 20, 10)[1]) == 2
+
+
+def test_descriptors_that_are_refused_are_closed(sockets: Sockets) -> None:
+    a, b = sockets.pair(DGRAM)
+    socket.send_fds(a, [b"x"], [0, 1])
+    b.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    socket.send_fds(a, [b"x"], [0, 1])
+    before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(Unsupported, match="credentials in flight"):
-        sockets.through(c, d)
+        packets(b, "it")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_damaged_rights(sockets: Sockets) -> None:
+    a, b = sockets.pair()
+    sockets.trip = Trip(sockets.place)
+    ids = sockets.trip.dump(UnixSk, a.fileno(), b.fileno())
+    with sockets.trip.image.writer("sk-queues") as writer:
+        entry = pb.sk_packet_entry(id_for=ids[0], length=1)
+        entry.scm.add(type=socket.SCM_RIGHTS, rights=[ids[0]] * 254)
+        writer.append(entry, b"x")
+    with pytest.raises(ImageError, match="254 files in one packet"):
+        sockets.trip.restore(UnixSk, *ids)
 
 
 def test_options_and_flags(sockets: Sockets) -> None:
