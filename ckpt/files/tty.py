@@ -23,17 +23,20 @@ from typing import Any
 
 from ckpt.errors import CkptError, ImageError, KernelError, OptionsError, Unsupported
 from ckpt.files.external import inherited, tty_key
-from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
+from ckpt.files.kind import INSIDE, Dump, FileKind, OpenFile, Placed, Restore
 from ckpt.files.sockopts import doing
-from ckpt.files.ttyinfo import PTY_SLAVES, Kind, identify, read_info, set_mode
+from ckpt.files.ttyinfo import PTY_SLAVES, Kind, controlling_pty, identify, read_info, set_mode
 from ckpt.image import pb
 from ckpt.image.text import get_path, set_text
 from ckpt.kernel import procfs
+from ckpt.kernel.arch import NR
 from ckpt.kernel.fdinfo import fdinfo
+from ckpt.kernel.remote import Batch, Call
 from ckpt.options import DumpOptions
 
 _TIOCGPTPEER, _TIOCSPTLCK, _TIOCGPTN = 0x5441, 0x40045431, 0x80045430
 _MOST_PTYS = 4096
+_AT_FDCWD = -100
 
 
 class Tty(FileKind):
@@ -74,6 +77,8 @@ class Tty(FileKind):
             _check_unread(file)
         if out.first("tty", info_id):
             info = read_info(file, kind, info_id)
+            if info_id & 1 and kind is Kind.PTY and _has_hung_up(file.fd):
+                info.hung_up = True
             if outside and tty_key(file) in out.options.external:
                 info.type = Kind.EXT_TTY
             out.writer("tty-info").append(info)
@@ -92,16 +97,39 @@ class Tty(FileKind):
                 if entry.tty_info_id & 1:
                     return os.dup(master)
                 fd: int = fcntl.ioctl(master, _TIOCGPTPEER, flags)
-                return fd
+            if info.exclusive:
+                own = os.dup(fd)
+                make.at_end(lambda ok: _make_exclusive(own))
+            return fd
+        if info.type == Kind.CTTY and _controlling(info, make) is not None:
+            return INSIDE
         outside = _open_outside(info, entry, flags, make)
         make.once(("tty mode", entry.tty_info_id), lambda: set_mode(outside, info, size=False))
         return outside
+
+    @classmethod
+    def open_inside(cls, entry: Any, make: Restore, batch: Batch) -> Call:
+        """Open /dev/tty, once it is the terminal of the task's session."""
+        info = _controlling(_info(entry.tty_info_id, make), make)
+        assert info, entry
+        master = make.once(("pty", info.pty.index), lambda: _make_pty(info, make))
+        _control(master, batch)
+        path = batch.data(b"/dev/tty\0")
+        flags = entry.flags & ~os.O_CREAT | os.O_NOCTTY | os.O_CLOEXEC
+        return batch.call(NR.openat, _AT_FDCWD, path, flags, 0, must=True)
+
+    @classmethod
+    def connect(cls, entry: Any, placed: Placed, make: Restore, batch: Batch) -> None:
+        """Have the task's session take back its terminal, if the task leads it."""
+        info = _info(entry.tty_info_id, make)
+        if info.type == Kind.PTY and info.sid and entry.tty_info_id & 1:
+            _control(placed.number, batch)
 
 
 def _is_outside(file: OpenFile, kind: Kind) -> bool:
     """Say whether the terminal's other end is not ours: the controlling one, a lone slave."""
     if kind is Kind.CTTY:
-        return True
+        return controlling_pty(file.pid) not in _masters(file)
     is_slave = kind is Kind.PTY and os.major(file.stat.st_rdev) in PTY_SLAVES
     return is_slave and identify(file)[1] >> 1 not in _masters(file)
 
@@ -129,6 +157,13 @@ def _check_alive(file: OpenFile) -> None:
         raise Unsupported(
             f"{file.name}: its terminal has hung up", hint="have the target close it"
         ) from None
+
+
+def _has_hung_up(master: int) -> bool:
+    """Say whether the last slave was closed."""
+    poll = select.poll()
+    poll.register(master, 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def _check_unread(file: OpenFile) -> None:
@@ -180,6 +215,24 @@ def _has_master(index: int, make: Restore) -> bool:
     return index << 1 | 1 in _infos(make)
 
 
+def _controlling(info: Any, make: Restore) -> Any | None:
+    """Return the pseudo terminal that /dev/tty stood for, if its master is in the image."""
+    masters = (one for one in _infos(make).values() if one.type == Kind.PTY and one.id & 1)
+    return next((one for one in masters if info.sid and one.sid == info.sid), None)
+
+
+def _control(master: int, batch: Batch) -> None:
+    """Add the calls that make a terminal the session's own; only its leader can."""
+    slave = batch.call(NR.ioctl, master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY, must=True)
+    batch.call(NR.ioctl, slave, termios.TIOCSCTTY, 0)
+    batch.call(NR.close, slave)
+
+
+def _make_exclusive(slave: int) -> None:
+    fcntl.ioctl(slave, termios.TIOCEXCL)
+    os.close(slave)
+
+
 def _make_pty(info: Any, make: Restore) -> int:
     """Make a pseudo terminal of this number, in its mode, and return its master.
 
@@ -192,7 +245,7 @@ def _make_pty(info: Any, make: Restore) -> int:
         fcntl.ioctl(fd, _TIOCSPTLCK, struct.pack("i", 0))
         make.at_end(lambda ok: _lock(fd, master))
         unread = _unread(index, make)
-        if unread or index << 1 in _infos(make):
+        if unread or master.hung_up or index << 1 in _infos(make):
             peer = fcntl.ioctl(fd, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
             # Held to the end: a terminal whose last slave was closed is one that hung up.
             make.at_end(lambda ok: os.close(peer))

@@ -91,14 +91,23 @@ def _read_mode(fd: int, info: pb.tty_info_entry) -> None:
 def _job(file: OpenFile, kind: Kind) -> tuple[int, int]:
     """Return session and foreground group if it is the target's controlling terminal."""
     task = procfs.stat(file.pid)
-    minor = task.tty_nr & 0xFF | task.tty_nr >> 12 & 0xFFF00
-    is_ours = (os.major(file.stat.st_rdev), os.minor(file.stat.st_rdev)) == (
-        task.tty_nr >> 8 & 0xFFF,
-        minor,
-    )
-    if task.tty_nr and (is_ours or kind is Kind.CTTY):
-        return task.session, max(task.tpgid, 0)
-    return 0, 0
+    if kind is Kind.PTY:
+        is_ours = identify(file)[1] >> 1 == controlling_pty(file.pid)
+    else:
+        is_ours = kind is Kind.CTTY or file.stat.st_rdev == _device(task.tty_nr)
+    return (task.session, max(task.tpgid, 0)) if task.tty_nr and is_ours else (0, 0)
+
+
+def _device(tty_nr: int) -> int:
+    return os.makedev(tty_nr >> 8 & 0xFFF, tty_nr & 0xFF | tty_nr >> 12 & 0xFFF00)
+
+
+def controlling_pty(pid: int) -> int | None:
+    """Return the number of the pseudo terminal that controls a process's session, if one does."""
+    device = _device(procfs.stat(pid).tty_nr)
+    if os.major(device) not in PTY_SLAVES:
+        return None
+    return os.major(device) - PTY_SLAVES[0] << 8 | os.minor(device)
 
 
 def _flag(fd: int, request: int) -> bool:

@@ -160,6 +160,7 @@ class NR(IntEnum):
     signalfd4 = 289
     renameat2 = 316
     move_mount = 429
+    openat = 257
     openat2 = 437
     name_to_handle_at = 303
     open_by_handle_at = 304

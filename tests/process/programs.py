@@ -160,7 +160,13 @@ PROGRAMS = (
         criu_dump="sends them along with what came before",
     ),
     program("unix_scm_epoll", "epoll", source="unix_scm", refused="a descriptor in flight"),
-    program("unix_scm_credentials", "credentials", source="unix_scm", refused="credentials"),
+    program(
+        "unix_scm_credentials",
+        "credentials",
+        source="unix_scm",
+        refused="credentials",
+        criu="refuses them, too",
+    ),
     program(
         "unix_backlog", criu="a connection that was not accepted", refused="before it was accepted"
     ),
@@ -173,6 +179,10 @@ PROGRAMS = (
     program("demo", "16"),
     # Terminals
     program("tty", options=("--shell-job",), terminal=True),
+    program("pty"),
+    program("pty_odd", "odd", source="pty", criu="takes a closed slave to have never been open"),
+    program("pty_session", "session", source="pty"),
+    program("pty_unread", "unread", source="pty", refused="unread data", criu="mixes up lines"),
     program("eventfd"),
     program("eventfd_semaphore", criu="loses the mode"),
     program("eventfd_full", criu_restore="keeps 32 bits"),

@@ -2930,6 +2930,7 @@ class tty_info_entry(Message):
     dev: builtins.int
     uid: builtins.int
     gid: builtins.int
+    hung_up: builtins.bool
     def __init__(
         self,
         *,
@@ -2948,6 +2949,7 @@ class tty_info_entry(Message):
         dev: builtins.int | None = ...,
         uid: builtins.int | None = ...,
         gid: builtins.int | None = ...,
+        hung_up: builtins.bool | None = ...,
     ) -> None: ...
 
 class tty_pty_entry(Message):
