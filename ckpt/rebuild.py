@@ -1,31 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A task in the making: from an empty fork of ours to what its image says, step by step.
+"""A task in the making: from a fork to what its image says, step by step.
 
 It never runs code of ours but the stub: each step is a batch of its own system calls, made while
-it is stopped. Until `run` it is traced with PTRACE_O_EXITKILL, and dies with us.
+it is stopped. It is traced with PTRACE_O_EXITKILL, and dies with us, until it is let go.
 """
 
 import errno
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckpt import namespaces
-from ckpt.errors import CkptError, ImageError, KernelError, NotPermitted, OptionsError, PidTaken
+from ckpt.errors import CkptError, ImageError, KernelError, NotPermitted, PidTaken
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.image.pages import PAGE, PE_LAZY, PageReader, PageRun
-from ckpt.kernel import features, maps, procfs
+from ckpt.kernel import features, procfs
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
-from ckpt.kernel.ffi import check, ffi, lib
+from ckpt.kernel.ffi import check
 from ckpt.kernel.nsfs import entered
-from ckpt.kernel.ptrace import Options, Tracee, reap
-from ckpt.kernel.remote import Batch, BatchFull, Remote, Segment, find_syscall, quiet_signal
+from ckpt.kernel.ptrace import EVENT_STOP, Tracee
+from ckpt.kernel.remote import Batch, BatchFull, Remote, Segment, Slot, find_syscall
 from ckpt.log import INFO
 from ckpt.memory import layout, mm, shmem, sysv, vdso, vmas
 from ckpt.memory.pages import Filler, can_be_late
@@ -34,60 +31,80 @@ from ckpt.memory.vmas import KERNELS_OWN, Status
 from ckpt.namespaces import ipcshm
 from ckpt.namespaces.kind import Restore
 from ckpt.options import RestoreOptions
-from ckpt.saved import Files, Saved
+from ckpt.saved import Files, Saved, SavedTask
 from ckpt.task import process, regs, sched, signals, thread, timers
 
 if TYPE_CHECKING:
     from ckpt.lazy import LateRuns, Lazy
 
 _MADV_HUGEPAGE = 14
-_CLONE_PARENT = 0x8000
 _CLONE_THREAD = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000  # VM FS FILES SIGHAND ... SYSVSEM
 _LEADER_ROOM, _ROOM_EACH, _THREAD_ROOM = 1 << 20, 1 << 10, 16 << 10
 _SECOND_ROOM = 1 << 20
 _AT_ONCE = 64 << 10
 
 
-class Task:
-    """The task; leaving the `with` block before `run` kills it."""
+class Room:
+    """The memory that all tasks of a tree have in common while they are made: their slots."""
 
-    def __init__(self, saved: Saved, options: RestoreOptions) -> None:
+    def __init__(self, saved: Saved, ours: Iterable[layout.Range]) -> None:
+        tasks = saved.tasks.values()
+        self.busy = [*ours, *((entry.start, entry.end) for task in tasks for entry in task.vmas)]
+        """What is mapped here, or will be in any of them."""
+        threads = sum(len(task.tids) + 1 for task in tasks) + 2 * len(saved.items)
+        size = sum(map(_leader_room, tasks)) + _SECOND_ROOM + threads * _THREAD_ROOM
+        self.segment = Segment(size, layout.hole(size, self.busy), inherited=True)
+        self.second = self.segment.slot(_SECOND_ROOM)
+
+    @property
+    def range(self) -> layout.Range:
+        """Where it is."""
+        return self.segment.base, self.segment.base + self.segment.size
+
+    def leader(self, saved: SavedTask) -> Slot:
+        """Return the slot of a task's first thread."""
+        return self.segment.slot(_leader_room(saved))
+
+    def thread(self) -> Slot:
+        """Return the slot of another thread, or of a task that does little."""
+        return self.segment.slot(_THREAD_ROOM)
+
+
+def _leader_room(saved: SavedTask) -> int:
+    items = len(saved.vmas) + len(saved.fdinfo) + len(saved.leader.tc.timers.posix)
+    return _LEADER_ROOM + items * _ROOM_EACH
+
+
+class Origin(NamedTuple):
+    """What a task has from its maker: the registers to begin with, and where the vDSO is."""
+
+    regs: Regs
+    vdso: vdso.Group | None
+    mm: pb.mm_entry | None = None
+
+
+class Task:
+    """A task: forked, and stopped; in the end it has become what its records say."""
+
+    def __init__(
+        self, saved: SavedTask, options: RestoreOptions, remote: Remote, room: Room, origin: Origin
+    ) -> None:
         self.saved, self.options = saved, options
-        self.forking_ns = self.pages = self.shared_pages = 0
-        self.late_pages = 0
+        self.pages = self.shared_pages = self.late_pages = 0
         self._late: list[LateRuns] = []
         self._lazy: Lazy | None = None
-        self._tracees: dict[int, Tracee] = {}
-        self._remotes: dict[int, Remote] = {}
-        self._regs: Regs
+        self._tracees: dict[int, Tracee] = {saved.pid: remote.tracee}
+        self._remotes: dict[int, Remote] = {saved.pid: remote}
+        self._room, self._origin, self._regs = room, origin, origin.regs
         self._code: list[layout.Range] = []
-        self._segment: Segment
         self._namespaces: list[Restore] = []
-        self._started = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self, *, ok: bool) -> None:
+        """Let go of what was needed to make it."""
         if self._lazy:
             self._lazy.close()
-        if not self._started:
-            if self._tracees:
-                self._kill()
-            self._close_namespaces(ok=False)
-
-    def _kill(self) -> None:
-        pid = self.saved.pid
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        # A thread that clone3 made before it failed for another is ours to reap, too.
-        for tid in sorted(self.saved.tids, key=lambda tid: tid == pid):
-            reap(tid)
+        for make in self._namespaces:
+            make.close(ok=ok)
 
     @property
     def _leader(self) -> Remote:
@@ -107,77 +124,29 @@ class Task:
 
     # --- the steps
 
-    def begin(self, files: Files) -> None:
-        """Fork it, stop it, and empty its memory of all but the vDSO, put in its place.
+    def begin(self, files: Files) -> Origin:
+        """Empty its memory of all but the vDSO, put in its place; returns what forks of it have.
 
         The exe link is set while nothing is mapped: the kernel refuses it (EBUSY) while a mapping
         of the old one is left, which is ours, but may be the new one as well.
         """
-        saved = self.saved
-        ours = maps.maps("self")
-        group = vdso.ours(ours)
+        saved, group = self.saved, self._origin.vdso
         wanted = vdso.wanted(saved.vmas)
         place = vdso.moved(group, wanted) if group and wanted else None
-        busy = [(entry.start, entry.end) for entry in ours]
-        busy += [(entry.start, entry.end) for entry in saved.vmas]
-        self._make_segment(busy)
-        self._fork()
-        kept = [(self._segment.base, self._segment.base + self._segment.size)]
+        kept = [self._room.range]
         if group and place:
             kept.append(group.range)
         batch = self._batch()
         if rseq := self._tracees[saved.pid].rseq():
             thread.forget_rseq(rseq, batch)
-        self._join_session(batch)
         for start, end in layout.gaps(kept):
             batch.call(NR.munmap, start, end - start, must=True)
         if group and place:
-            vdso.move(group, place, [*busy, *kept], batch)
-        mm.restore(saved.mm, files.exe, batch)
+            vdso.move(group, place, [*self._room.busy, *kept], batch)
+        mm.restore(saved.mm, files.exe(saved.mm), batch, self._origin.mm)
         self._run(batch)
         self._code = self._kept_code(place)
-
-    def _make_segment(self, busy: list[layout.Range]) -> None:
-        saved = self.saved
-        items = len(saved.vmas) + len(saved.fdinfo) + len(saved.leader.tc.timers.posix)
-        leader_room = _LEADER_ROOM + items * _ROOM_EACH
-        size = leader_room + _SECOND_ROOM + (len(saved.tids) + 1) * _THREAD_ROOM
-        self._segment = Segment(size, layout.hole(size, busy), inherited=True)
-        self._leader_slot = self._segment.slot(leader_room)
-
-    def _fork(self) -> None:
-        pid, since = self.saved.pid, time.monotonic_ns()
-        flags = _CLONE_PARENT if self.options.sibling else 0
-        lifeline = os.pipe2(os.O_CLOEXEC)
-        try:
-            ret = lib.core_clone_paused(flags, ffi.new("int32_t[]", [pid]), 1, lifeline)
-            if ret < 0:
-                raise _clone_error(-ret, pid)
-            options = Options.SYSGOOD | Options.CLONE | Options.EXITKILL
-            tracee = self._tracees[pid] = Tracee(pid, options)
-            tracee.interrupt()
-            tracee.wait()
-        finally:
-            os.close(lifeline[1])
-            os.close(lifeline[0])
-        self._regs = tracee.regs()._replace(orig_ax=NO_SYSCALL)
-        signo = quiet_signal(0, self.saved.pending())
-        self._remotes[pid] = Remote(tracee, pid, self._leader_slot, signo=signo)
-        self.forking_ns = time.monotonic_ns() - since
-
-    def _join_session(self, batch: Batch) -> None:
-        """A session or group that it led it leads again; else it is in ours."""
-        tree, pid = self.saved.tree, self.saved.pid
-        if tree.sid == pid:
-            batch.call(NR.setsid, must=True)
-            return
-        if not self.options.shell_job:
-            raise OptionsError(
-                f"pid {pid} was in session {tree.sid}, whose leader is not in the image",
-                hint="--shell-job puts it into this session",
-            )
-        if tree.pgid == pid:
-            batch.call(NR.setpgid, 0, 0, must=True)
+        return Origin(self._regs, place, saved.mm)
 
     def _kept_code(self, place: vdso.Group | None) -> list[layout.Range]:
         """Return where the task keeps code: in it is the call that takes the stub away."""
@@ -199,7 +168,7 @@ class Task:
             with entered(kind.name, self.saved.pid):
                 kind.restore(make)
         if attachments := sysv.attachments(self.saved.vmas):
-            self._attach(attachments, self._make_in(image, self.saved.ipc_id))
+            self._attach(attachments, self._make_in(image, self.saved.ids.ipc_ns_id))
 
     def _make_in(self, image: ImageDir, ns_id: int) -> Restore:
         load = partial(self._load_segment, image)
@@ -226,7 +195,7 @@ class Task:
             make.close(ok=ok)
 
     def map(self, files: Files, reader: PageReader) -> None:
-        """Make all mappings and fill them; what may come late is left to a pager."""
+        """Make all mappings and fill them, but for what may come late."""
         filled = [(entry, self._eager(entry, runs)) for entry, runs in self._saved_pages(reader)]
         batch = self._batch()
         for entry, runs in filled:
@@ -242,11 +211,14 @@ class Task:
             if not entry.status & KERNELS_OWN:
                 vmas.finish(entry, batch, fill=bool(runs))
         self._run(batch)
-        if self._late or files.contents.late:
-            # Before anything else: a thread's rseq area, say, is written to once it is known.
-            self._begin_lazy(files, reader)
 
-    def _begin_lazy(self, files: Files, reader: PageReader) -> None:
+    def leave_to_pager(self, files: Files, reader: PageReader) -> None:
+        """Have a pager bring what comes late.
+
+        Before anything else: a thread's rseq area, say, is written to once it is known.
+        """
+        if not (self._late or files.contents.late):
+            return
         from ckpt.lazy import Lazy, fetch  # an eager restore starts sooner without it
 
         saved = self.saved
@@ -274,7 +246,7 @@ class Task:
 
     def _fill(self, runs: list[PageRun], reader: PageReader) -> None:
         if sum(run.nr_pages for run in runs) * PAGE >= WORTH_TWO and (os.cpu_count() or 1) > 1:
-            with Pair(self._leader, self._regs, self._segment.slot(_SECOND_ROOM)) as pair:
+            with Pair(self._leader, self._regs, self._room.second) as pair:
                 self.pages += pair.fill(runs, reader)
             return
         filler = Filler(reader)
@@ -299,30 +271,36 @@ class Task:
                 run = next(runs, None)
             yield entry, found
 
-    def become(self, files: Files) -> None:
-        """Take on what the whole process shares."""
+    def become(self, files: Files, *, shares_fs: bool) -> None:
+        """Take on what the whole process shares; its parent sees to what both do."""
         saved = self.saved
         batch = self._batch()
         process.restore(saved.leader.tc, batch)
-        files.restore_fs(saved.fs, batch)
+        if not shares_fs:
+            files.restore_fs(saved.fs, batch)
         self._run(batch)
         process.restore_outside(saved.leader.tc, saved.pid)
 
-    def open(self, files: Files) -> None:
-        """Put all descriptors in their places, close ours, and connect what hangs on numbers.
-
-        Ours first: while a pipe's other end is open here, an epoll set would not see it closed.
-        """
+    def place(self, files: Files) -> None:
+        """Put all descriptors in their places, and close the others that it has from us."""
         batch = self._batch()
-        files.table.place(batch)
-        files.table.close_rest(batch)
+        table = files.table(self.saved)
+        table.place(batch)
+        table.close_rest(batch)
         self._run(batch)
-        files.close(ok=True)
-        self._in_batches(files.table.connect)
+
+    def connect(self, files: Files) -> None:
+        """Connect what hangs on numbers.
+
+        Ours are closed by now, in all tasks: while a pipe's other end is open somewhere, an epoll
+        set would not see it closed.
+        """
+        table = files.table(self.saved)
+        self._in_batches(table.connect)
         batch = self._batch()
         process.restore_limits(self.saved.leader.tc, self.saved.pid, batch)
         self._run(batch)
-        files.table.lock(self.saved.pid, self._batch, self._run)
+        table.lock(self.saved.pid, self._batch, self._run)
 
     def _in_batches(self, add: Callable[[Batch], None]) -> None:
         """Have calls added and made, by as many batches as it takes."""
@@ -352,14 +330,14 @@ class Task:
         try:
             self._run(batch)
         except KernelError as error:
-            raise _clone_error(error.errno or 0, others[-1]) from error
+            raise clone_error(error.errno or 0, others[-1]) from error
         for tid in others:
             tracee = self._tracees[tid] = Tracee.born(tid)
-            slot = self._segment.slot(_THREAD_ROOM)
+            slot = self._room.thread()
             self._remotes[tid] = Remote(tracee, self.saved.pid, slot, signo=self._leader.signo)
 
     def finish(self) -> None:
-        """Make every thread what it was; last of all what would go off, or what others see."""
+        """Make every thread what it was."""
         saved, ours = self.saved, procfs.status("self")
         for tid, remote in self._remotes.items():
             core = saved.cores[tid]
@@ -369,19 +347,27 @@ class Task:
             signals.restore(core.thread_core.signals_p, saved.pid, tid, batch)
             remote.run(batch, self._regs, 0)
             sched.restore(tid, core.thread_core)
+
+    def arm(self) -> None:
+        """Last of all, what would go off, or what others see."""
+        saved = self.saved
         batch = self._batch()
         mm.restore_dumpable(saved.mm, batch)
         task_timers = saved.leader.tc.timers
         timers.create(task_timers, batch, restore_ids=features.timer_cr_ids())
+        signals.forget(signal.SIGCHLD, batch)  # of children that have ended, or stopped, for us
         signals.restore(saved.leader.tc.signals_s, saved.pid, None, batch)
         timers.arm(task_timers, batch)
         self._run(batch)
 
-    def run(self, ready: Callable[[int], None]) -> None:
-        """Give all threads their registers, take the stub away, call ready(pid), let them go."""
-        pid = self.saved.pid
+    def await_pager(self) -> None:
+        """Wait until the pager, if there is one, serves."""
         if self._lazy:
             self._lazy.wait()
+
+    def go_home(self) -> None:
+        """Give all threads their registers, and take the stub away; it stays stopped."""
+        pid = self.saved.pid
         for tid, remote in self._remotes.items():
             core = self.saved.cores[tid]
             wanted = regs.registers(core)._replace(orig_ax=NO_SYSCALL)
@@ -397,17 +383,28 @@ class Task:
                 remote.cure(wanted, self.saved.sigmask(tid), gadget)
             else:
                 remote.go_home(wanted, self.saved.sigmask(tid))
-        self._segment.close()
-        ready(pid)
-        self._close_namespaces(ok=True)
-        self._started = True
+
         if self.saved.leader.tc.task_state == process.TASK_STOPPED:
-            os.kill(pid, signal.SIGSTOP)
+            self._stop()
+
+    def _stop(self) -> None:
+        """Have it stand still as a shell's ^Z has left it; its parent hears of it now."""
+        os.kill(self.saved.pid, signal.SIGSTOP)
+        for tid, tracee in self._tracees.items():
+            tracee.set_sigmask(NO_SYSCALL)  # whatever is pending waits
+            tracee.cont()
+            while (stop := tracee.wait()).event != EVENT_STOP:
+                tracee.cont(signal.SIGSTOP if stop.signo == signal.SIGSTOP else 0)
+            tracee.set_sigmask(self.saved.sigmask(tid))
+
+    def let_go(self) -> None:
+        """Have it run, if it did."""
         for tracee in self._tracees.values():
             tracee.detach()
 
 
-def _clone_error(number: int, pid: int) -> CkptError:
+def clone_error(number: int, pid: int) -> CkptError:
+    """Return why a task could not be made."""
     if number == errno.EEXIST:
         return PidTaken(
             f"pid {pid} is taken",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The story of a restore: read, make the files, make a stopped task what it was, let it go."""
+"""The story of a restore: read, make the files, make stopped tasks what they were, let them go."""
 
 import time
 from contextlib import ExitStack
@@ -10,8 +10,8 @@ from ckpt.image import pb, stats
 from ckpt.image.directory import ImageDir
 from ckpt.image.pages import PageReader
 from ckpt.options import RestoreOptions
-from ckpt.rebuild import Task
 from ckpt.saved import Files, read
+from ckpt.tree import Tree
 
 
 class RestoreReport(NamedTuple):
@@ -25,43 +25,43 @@ class RestoreReport(NamedTuple):
 
 
 def restore(options: RestoreOptions) -> RestoreReport:
-    """Make the process of options.images_dir again; it runs when this returns.
+    """Make the processes of options.images_dir again; they run when this returns.
 
-    It is our child (our sibling with options.sibling). Raises CkptError; then there is no
-    process, and nothing of it is left.
+    The root is our child (our sibling with options.sibling). Raises CkptError; then there is no
+    process, and nothing of them is left.
     """
     begun, log = time.monotonic_ns(), options.log
     log.stage("read")
     with ExitStack() as stack:
         image = stack.enter_context(ImageDir.open(options.images_dir))
         saved = read(image)
-        reader = stack.enter_context(PageReader(image, "pagemap", saved.pid))
+        readers = {
+            pid: stack.enter_context(PageReader(image, "pagemap", pid)) for pid in saved.tasks
+        }
         hooks = Hooks(options)
         hooks.pre_restore()
         log.stage("files")
         files = stack.enter_context(Files(image, saved, options))
-        task = stack.enter_context(Task(saved, options))
+        tree = stack.enter_context(Tree(saved, options))
         log.stage("fork")
-        task.begin(files)
+        tree.begin(files)
         log.stage("memory")
-        task.join_namespaces(image)
-        hooks.namespaces(saved.pid, saved.own_namespaces)
-        task.map(files, reader)
+        tree.grow(files, image, readers)
+        hooks.namespaces(saved.pid, saved.root.own_namespaces)
         log.stage("state")
-        task.become(files)
-        task.make_threads()
-        task.open(files)
+        tree.become(files)
+        tree.open(files)
         hooks.post_restore(saved.pid, image)
-        task.finish()
+        tree.finish()
         log.stage("let go")
-        task.run(hooks.pre_resume)
+        tree.run(hooks.pre_resume)
     hooks.post_resume(saved.pid)
     report = RestoreReport(
         pid=saved.pid,
-        forking_ns=task.forking_ns,
+        forking_ns=tree.forking_ns,
         total_ns=time.monotonic_ns() - begun,
-        pages=task.pages + files.contents.pages + task.shared_pages,
-        late_pages=task.late_pages,
+        pages=tree.pages + files.contents.pages,
+        late_pages=tree.late_pages,
     )
     write_stats(report, options)
     return report

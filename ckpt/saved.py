@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image of one process as a restore needs it: read, checked, its files made."""
+"""The image of a process tree as a restore needs it: read, checked, its files made."""
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from ckpt import namespaces
+from ckpt import namespaces, pstree
 from ckpt.errors import ImageError, KernelError, Unsupported
 from ckpt.files import external
 from ckpt.files.kind import Restore
 from ckpt.files.mapped import open_mapped
-from ckpt.files.table import FileTable
+from ckpt.files.table import FileTable, Opened
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.kernel.arch import NR
@@ -20,22 +21,32 @@ from ckpt.memory import shmem, vmas
 from ckpt.memory.shmem import SharedObject
 from ckpt.memory.vmas import FILE_BACKED
 from ckpt.options import RestoreOptions
+from ckpt.pstree import Item, State
 from ckpt.task import regs, signals
+from ckpt.task.process import TASK_DEAD, TASK_ZOMBIE
 
 
-class Saved(NamedTuple):
-    """The records of a process."""
+class SavedTask(NamedTuple):
+    """The records of a process that runs."""
 
-    pid: int
-    tids: list[int]
-    tree: pb.pstree_entry
+    item: Item
     cores: dict[int, pb.core_entry]
     mm: pb.mm_entry
     vmas: list[pb.vma_entry]
     fs: pb.fs_entry
     fdinfo: list[pb.fdinfo_entry]
-    ipc_id: int
+    ids: pb.task_kobj_ids_entry
     own_namespaces: dict[str, int]
+
+    @property
+    def pid(self) -> int:
+        """Its pid, which is its first thread's tid."""
+        return self.item.pid
+
+    @property
+    def tids(self) -> tuple[int, ...]:
+        """Its threads."""
+        return self.item.threads
 
     @property
     def leader(self) -> pb.core_entry:
@@ -61,7 +72,7 @@ class Saved(NamedTuple):
     @property
     def kill_all(self) -> int:
         """Return whom kill(2) kills with all its children: the group that it leads, or it alone."""
-        return -self.pid if self.pid in (self.tree.sid, self.tree.pgid) else self.pid
+        return -self.pid if self.pid in (self.item.sid, self.item.pgid) else self.pid
 
     def pending(self) -> int:
         """Return the signals that will be pending for the process or a thread, as a mask."""
@@ -70,39 +81,87 @@ class Saved(NamedTuple):
         return signals.mask(queues)
 
 
+class Saved(NamedTuple):
+    """The records of a tree: its items, parents before children, and what is known of each."""
+
+    items: list[Item]
+    tasks: dict[int, SavedTask]
+    dead: dict[int, pb.core_entry]
+
+    @property
+    def pid(self) -> int:
+        """The pid of the root."""
+        return self.items[0].pid
+
+
 def read(image: ImageDir) -> Saved:
-    """Read and check the records of the one process of an image."""
-    trees = [tree for tree, _ in image.records("pstree")]
-    if len(trees) != 1:
-        raise ImageError(f"pstree.img: {len(trees)} processes; trees are not restored yet")
-    tree = trees[0]
-    pid, tids = tree.pid, list(tree.threads)
-    if pid not in tids or not all(0 < tid < 1 << 22 for tid in tids):
-        raise ImageError(f"pstree.img: pid {pid} with threads {tids[:8]}")
-    cores = {tid: image.read("core", tid) for tid in tids}
+    """Read and check the records of an image."""
+    dead: dict[int, pb.core_entry] = {}
+    items = pstree.tree(_items(image, dead))
+    if items[0].state is State.DEAD:
+        raise ImageError(f"core-{items[0].pid}.img: the root has ended")
+    of_dumper = image.read("inventory").root_ids
+    tasks: dict[int, SavedTask] = {}
+    for item in items:
+        if item.state is State.ALIVE:
+            tasks[item.pid] = _read_task(image, item, of_dumper, tasks)
+    return Saved(items, tasks, dead)
+
+
+def _items(image: ImageDir, dead: dict[int, pb.core_entry]) -> Iterator[Item]:
+    """Yield the processes, and take note of those that have ended: they have no threads."""
+    for tree, _ in image.records("pstree"):
+        if tree.pid not in pstree.PIDS:
+            raise ImageError(f"pstree.img: no process can be pid {tree.pid}")
+        threads, state = tuple(tree.threads), State.ALIVE
+        core = image.read("core", tree.pid)
+        if core.tc.task_state in (TASK_DEAD, TASK_ZOMBIE):
+            dead[tree.pid] = core
+            threads, state = (tree.pid,), State.DEAD
+        yield Item(tree.pid, tree.ppid, tree.pgid, tree.sid, threads, state)
+
+
+def _read_task(
+    image: ImageDir, item: Item, of_dumper: pb.task_kobj_ids_entry, others: dict[int, SavedTask]
+) -> SavedTask:
+    pid = item.pid
+    cores = {tid: image.read("core", tid) for tid in item.threads}
     for tid, core in cores.items():
         _check_core(core, tid, leader=tid == pid)
     mm = image.read("mm", pid)
     ids = image.read("ids", pid)
-    fdinfo = [entry for entry, _ in image.records("fdinfo", ids.files_id)]
+    for other in others.values():
+        if ids.vm_id == other.ids.vm_id or ids.sighand_id == other.ids.sighand_id:
+            raise Unsupported(
+                f"pid {pid} shares memory or signal handlers with pid {other.pid} (CLONE_VM): "
+                "not restored yet"
+            )
     mappings = vmas.checked(mm.vmas or (vma for vma, _ in image.records("vmas", pid)))
-    own, fs = _own_namespaces(image, ids, pid), image.read("fs", pid)
-    return Saved(pid, tids, tree, cores, mm, mappings, fs, fdinfo, ids.ipc_ns_id, own)
+    parent = others[item.ppid].ids if item.ppid else None
+    own = _own_namespaces(ids, pid, of_dumper, parent)
+    fdinfo = [entry for entry, _ in image.records("fdinfo", ids.files_id)]
+    return SavedTask(item, cores, mm, mappings, image.read("fs", pid), fdinfo, ids, own)
 
 
-def _own_namespaces(image: ImageDir, ids: pb.task_kobj_ids_entry, pid: int) -> dict[str, int]:
-    """Return the ids of those that are not the dumper's, which are named in the inventory.
+def _own_namespaces(
+    ids: pb.task_kobj_ids_entry,
+    pid: int,
+    of_dumper: pb.task_kobj_ids_entry,
+    parent: pb.task_kobj_ids_entry | None,
+) -> dict[str, int]:
+    """Return the ids of those that it begins: not the dumper's, nor its parent's.
 
-    For the dumper's own those of the restorer stand in.
+    For the dumper's own, which are named in the inventory, those of the restorer stand in.
     """
-    of_dumper, known = image.read("inventory").root_ids, {kind.name for kind in namespaces.KINDS}
+    known = {kind.name for kind in namespaces.KINDS}
     own: dict[str, int] = {}
     for field, ns_id in ids.ListFields():
         kind, is_namespace, _ = field.name.partition("_ns_id")
-        if is_namespace and ns_id != getattr(of_dumper, field.name):
-            if kind not in known:
-                raise Unsupported(f"pid {pid} had its own {kind} namespace: not restored yet")
-            own[kind] = ns_id
+        if not is_namespace or ns_id == getattr(parent or of_dumper, field.name):
+            continue
+        if kind not in known or parent:
+            raise Unsupported(f"pid {pid} had its own {kind} namespace: not restored yet")
+        own[kind] = ns_id
     return own
 
 
@@ -159,18 +218,20 @@ class Contents:
 def _late_objects(
     image: ImageDir, saved: Saved, entries: dict[int, pb.file_entry]
 ) -> dict[int, list[pb.vma_entry]]:
-    if not image.exists("memfd"):
+    """Return the objects that may come late: of a tree none, as each process has its own pager."""
+    if not image.exists("memfd") or len(saved.tasks) > 1:
         return {}
     from ckpt.memory import lateness  # an eager restore starts sooner without it
 
     memfds = [entry for entry, _ in image.records("memfd")]
-    opened = [entry.id for entry in saved.fdinfo]
-    opened += [saved.mm.exe_file_id, saved.fs.cwd_id, saved.fs.root_id]
-    return lateness.late_objects(memfds, entries, opened, saved.vmas)
+    task = saved.tasks[saved.pid]
+    opened = [entry.id for entry in task.fdinfo]
+    opened += [task.mm.exe_file_id, task.fs.cwd_id, task.fs.root_id]
+    return lateness.late_objects(memfds, entries, opened, task.vmas)
 
 
 class Files:
-    """Every file that a process of the image needs, as descriptors of ours that it inherits."""
+    """Every file that the processes of an image need, as descriptors of ours that they inherit."""
 
     def __init__(self, image: ImageDir, saved: Saved, options: RestoreOptions) -> None:
         external.check(options.external)
@@ -179,17 +240,15 @@ class Files:
         late = _late_objects(image, saved, entries) if options.lazy_pages else {}
         self.contents = Contents(image, late)
         self._make = Restore(image, options, entries, self.contents)
-        self.table = FileTable(saved.fdinfo, self._make)
-        self._mapped: dict[tuple[int, int], int] = {}
-        self._paths: list[int] = []
+        tables = {task.ids.files_id: task.fdinfo for task in saved.tasks.values()}
+        self._opened = Opened(tables.values(), self._make)
+        self._tables = {one: FileTable(tables[one], self._opened) for one in tables}
+        self._paths: dict[tuple[int, int], int] = {}
         self._closed = False
         try:
-            self.table.create()
-            self.exe = self._path(saved.mm.exe_file_id, os.O_RDONLY)
-            self.cwd = self._path(saved.fs.cwd_id, os.O_PATH)
-            self.root = self._path(saved.fs.root_id, os.O_PATH)
-            for entry in saved.vmas:
-                self.mapped(entry)
+            self._opened.create()
+            for task in saved.tasks.values():
+                self._open_paths(task)
         except BaseException:
             self.close(ok=False)
             self._make.abandon()
@@ -203,26 +262,37 @@ class Files:
         if kind is not None:
             self._make.abandon()
 
+    def _open_paths(self, task: SavedTask) -> None:
+        self.exe(task.mm)
+        self._path(task.fs.cwd_id, os.O_PATH)
+        self._path(task.fs.root_id, os.O_PATH)
+        for entry in task.vmas:
+            self.mapped(entry)
+
     def _path(self, file_id: int, flags: int) -> int:
-        fd = self.table.raise_fd(open_mapped(file_id, flags, self._make))
-        self._paths.append(fd)
-        return fd
+        key = file_id, flags
+        if key not in self._paths:
+            self._paths[key] = self._opened.raise_fd(open_mapped(file_id, flags, self._make))
+        return self._paths[key]
+
+    def table(self, task: SavedTask) -> FileTable:
+        """Return the descriptor table of a task, which others may have as well."""
+        return self._tables[task.ids.files_id]
+
+    def exe(self, mm: pb.mm_entry) -> int:
+        """Return the descriptor of what it executes."""
+        return self._path(mm.exe_file_id, os.O_RDONLY)
 
     def mapped(self, entry: pb.vma_entry) -> int:
         """Return the descriptor to map; -1 for anonymous memory."""
-        if not entry.status & FILE_BACKED:
-            return -1
-        key = (entry.shmid, entry.fdflags)
-        if key not in self._mapped:
-            self._mapped[key] = self._path(entry.shmid, entry.fdflags)
-        return self._mapped[key]
+        return self._path(entry.shmid, entry.fdflags) if entry.status & FILE_BACKED else -1
 
     def restore_fs(self, fs: pb.fs_entry, batch: Batch) -> None:
         """Add the calls that set root, working directory and umask."""
         if self._make.entry(fs.root_id).reg.name != "/":
-            batch.call(NR.fchdir, self.root, must=True)
+            batch.call(NR.fchdir, self._path(fs.root_id, os.O_PATH), must=True)
             batch.call(NR.chroot, batch.data(b".\0"), must=True)
-        batch.call(NR.fchdir, self.cwd, must=True)
+        batch.call(NR.fchdir, self._path(fs.cwd_id, os.O_PATH), must=True)
         batch.call(NR.umask, fs.umask, must=True)
 
     def close(self, *, ok: bool) -> None:
@@ -232,6 +302,6 @@ class Files:
         self._closed = True
         self._make.close(ok=ok)
         self.contents.close()
-        for fd in self._paths:
+        for fd in self._paths.values():
             os.close(fd)
-        self.table.close()
+        self._opened.close()

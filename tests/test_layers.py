@@ -19,7 +19,7 @@ LAYERS = (
     {"guard", "hooks"},
     {"infect", "lazy", "refuse", "saved", "snapshot"},
     {"child", "mappings", "rebuild"},
-    {"live"},
+    {"live", "tree"},
     {"fork"},
     {"engine"},
     {"dump", "restore", "check", "cpuinfo", "dedup"},

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The descriptor table of a restored task: from files.img and fdinfo-ID.img.
+"""The descriptor tables of restored tasks: from files.img and fdinfo-ID.img.
 
-Each file is made here, once, and moved out of the way of all numbers to be; the task, a fork of
-ours, inherits the lot, dup3()s every one to its place, and then the kinds `connect`.
+Each file is made here, once, and moved out of the way of all numbers to be; the tasks, forks of
+ours or of each other, inherit the lot, dup3() every one to its place, and then the kinds `connect`.
 """
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ckpt.errors import ImageError
@@ -26,20 +26,23 @@ _SETOWN_EX = 15
 BY_TYPE: dict[int, type[FileKind]] = {kind.type: kind for kind in KINDS}
 
 
-class FileTable:
-    """The files of one restored task: made here, then put in place over there.
+class Opened:
+    """The files of a restore, made here, as descriptors of ours.
 
-    fdinfo is what its fdinfo-ID.img holds.
+    tables are what the fdinfo-ID.img hold.
     """
 
-    def __init__(self, fdinfo: list[pb.fdinfo_entry], make: Restore) -> None:
+    def __init__(self, tables: Iterable[Iterable[pb.fdinfo_entry]], make: Restore) -> None:
         as_many_as_we_may()
-        self.fdinfo = sorted(fdinfo, key=lambda entry: entry.fd)
+        entries = [entry for table in tables for entry in table]
         self.shared = make
-        self.floor = max((entry.fd for entry in fdinfo), default=-1) + 1
+        self.floor = max((entry.fd for entry in entries), default=-1) + 1
+        """Above every number that a task is to have."""
+        self.connected: set[int] = set()
+        """The files that have been connected: by the first task that has them."""
+        self._ids = [entry.id for entry in entries]
         self._plugged: dict[str, type[FileKind]] = {kind.name: kind for kind in make.options.kinds}
         self._local: dict[int, int] = {}
-        self._connected: set[int] = set()
         make.make = self.local
 
     def close(self) -> None:
@@ -50,28 +53,29 @@ class FileTable:
         self._local.clear()
 
     def create(self) -> None:
-        """Make every file that the table names."""
-        for entry in self.fdinfo:
-            self.local(entry.id)
+        """Make every file that a table names."""
+        for file_id in self._ids:
+            self.local(file_id)
 
     def local(self, file_id: int) -> int:
-        """Return our descriptor for a file id, above every number of the task's own, or INSIDE."""
+        """Return our descriptor for a file id, above every number of a task's own, or INSIDE."""
         if file_id not in self._local:
-            kind, entry = self._kind(file_id)
+            kind, entry = self.kind(file_id)
             with doing(f"make file {file_id} of the image"):
                 fd = kind.create(entry, self.shared)
                 self._local[file_id] = fd if fd == INSIDE else self.raise_fd(fd)
             if fd != INSIDE:
-                _set_status(self._local[file_id], self._flagged(entry))
+                _set_status(self._local[file_id], self.flagged(entry))
         return self._local[file_id]
 
     def raise_fd(self, fd: int) -> int:
-        """Move a descriptor of ours above every number that the task is to have."""
+        """Move a descriptor of ours above every number that a task is to have."""
         high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self.floor)
         os.close(fd)
         return high
 
-    def _kind(self, file_id: int) -> tuple[type[FileKind], Any]:
+    def kind(self, file_id: int) -> tuple[type[FileKind], Any]:
+        """Return the kind of a file and its message."""
         record = self.shared.entry(file_id)
         plugged = record.ext.plugin if record.HasField("ext") else ""
         kind = self._plugged.get(plugged) if plugged else BY_TYPE.get(record.type)
@@ -85,29 +89,41 @@ class FileTable:
             raise ImageError(f"files.img: file {file_id} is of a kind ({name}) not restored here")
         return kind, getattr(record, kind.field)
 
-    def _flagged(self, entry: Any) -> Any:
+    def flagged(self, entry: Any) -> Any:
         """Return the message with flags and owner: a fifo's are in the entry of its path."""
         if hasattr(entry, "flags") or not hasattr(entry, "regf_id"):
             return entry
         return self.shared.entry(entry.regf_id).reg
 
+
+class FileTable:
+    """The descriptors of a restored task, or of several that share them: put in place over there.
+
+    fdinfo is what its fdinfo-ID.img holds.
+    """
+
+    def __init__(self, fdinfo: Iterable[pb.fdinfo_entry], opened: Opened) -> None:
+        self._fdinfo = sorted(fdinfo, key=lambda entry: entry.fd)
+        self._opened = opened
+
     def place(self, batch: Batch) -> None:
         """Put every descriptor in its place. Runs in the task, one call each."""
+        local = {entry.id: self._opened.local(entry.id) for entry in self._fdinfo}
         inside = {
             file_id: self._open_inside(file_id, batch)
-            for file_id, fd in self._local.items()
+            for file_id, fd in local.items()
             if fd == INSIDE
         }
-        for entry in self.fdinfo:
+        for entry in self._fdinfo:
             cloexec = os.O_CLOEXEC if entry.flags & FD_CLOEXEC else 0
-            source = inside.get(entry.id, self._local[entry.id])
+            source = inside.get(entry.id, local[entry.id])
             batch.call(NR.dup3, source, entry.fd, cloexec, must=True)
 
     def _open_inside(self, file_id: int, batch: Batch) -> Call:
         """Have the task open a file, above every number that it is to have."""
-        kind, entry = self._kind(file_id)
-        low = kind.open_inside(entry, self.shared, batch)
-        high = batch.call(NR.fcntl, low, fcntl.F_DUPFD_CLOEXEC, self.floor, must=True)
+        kind, entry = self._opened.kind(file_id)
+        low = kind.open_inside(entry, self._opened.shared, batch)
+        high = batch.call(NR.fcntl, low, fcntl.F_DUPFD_CLOEXEC, self._opened.floor, must=True)
         batch.call(NR.close, low)
         return high
 
@@ -116,22 +132,24 @@ class FileTable:
 
         Raises BatchFull: to be called again with a new batch, when that one has run.
         """
-        for entry in self.fdinfo:
-            if entry.id in self._connected:
+        opened = self._opened
+        for entry in self._fdinfo:
+            if entry.id in opened.connected:
                 continue
-            kind, message = self._kind(entry.id)
-            kind.connect(message, Placed(entry.fd, entry.id), self.shared, batch)
-            _set_owner(entry.fd, self._flagged(message), batch)
-            self._connected.add(entry.id)
+            kind, message = opened.kind(entry.id)
+            kind.connect(message, Placed(entry.fd, entry.id), opened.shared, batch)
+            _set_owner(entry.fd, opened.flagged(message), batch)
+            opened.connected.add(entry.id)
 
     def lock(self, pid: int, begin: Callable[[], Batch], run: Callable[[Batch], None]) -> None:
         """Have the task take its file locks; from now on it is to close nothing."""
-        locks.restore(self.shared.image, pid, (entry.fd for entry in self.fdinfo), begin, run)
+        image, numbers = self._opened.shared.image, (entry.fd for entry in self._fdinfo)
+        locks.restore(image, pid, numbers, begin, run)
 
     def close_rest(self, batch: Batch) -> None:
         """Close every other descriptor that the task has from us."""
         below = -1
-        for number in [entry.fd for entry in self.fdinfo] + [1 << 31]:
+        for number in [entry.fd for entry in self._fdinfo] + [1 << 31]:
             if number > below + 1:
                 batch.call(NR.close_range, below + 1, number - 1, 0, must=True)
             below = number

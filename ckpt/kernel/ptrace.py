@@ -27,7 +27,7 @@ from ckpt.kernel.ffi import check, ffi, lib
 
 WALL = 0x40000000
 NT_PRSTATUS = 1
-EVENT_CLONE, EVENT_STOP = 3, 128
+EVENT_FORK, EVENT_CLONE, EVENT_STOP = 1, 3, 128
 SYSCALL_STOP = signal.SIGTRAP | 0x80
 
 _CONT, _DETACH, _SYSCALL, _SETOPTIONS = 7, 17, 24, 0x4200
@@ -48,6 +48,7 @@ class Options(IntFlag):
     """PTRACE_O_*."""
 
     SYSGOOD = 1
+    FORK = 1 << EVENT_FORK
     CLONE = 1 << EVENT_CLONE
     EXITKILL = 1 << 20
     SUSPEND_SECCOMP = 1 << 21

@@ -19,6 +19,7 @@ _FIELDS = (
     "start_stack", "arg_start", "arg_end", "env_start", "env_end",
 )  # fmt: skip
 _AUXV_MAX = 64
+_UNCHANGED = 0xFFFFFFFF
 
 
 def ask(batch: Batch) -> Callable[[Stat, list[int]], pb.mm_entry]:
@@ -48,19 +49,24 @@ def _used(auxv: list[int]) -> list[int]:
     return auxv[:end]
 
 
-def restore(entry: pb.mm_entry, exe: int, batch: Batch) -> None:
+def restore(
+    entry: pb.mm_entry, exe: int, batch: Batch, inherited: pb.mm_entry | None = None
+) -> None:
     """Add the calls that set the limits, auxv and exe (a descriptor in the task).
 
-    The kernel takes a new exe only while no mapping of the old one is left.
+    The kernel takes a new exe only while no mapping of the old one is left. inherited is the
+    record of the task whose fork it is, if that is not ourselves.
     """
     if len(entry.mm_saved_auxv) > _AUXV_MAX:
         raise ImageError(f"mm: an auxv of {len(entry.mm_saved_auxv)} words")
     auxv = b"".join(word.to_bytes(8, "little") for word in entry.mm_saved_auxv)
+    if inherited and inherited.exe_file_id == entry.exe_file_id:
+        exe = _UNCHANGED
     limits = [getattr(entry, f"mm_{field}") for field in _FIELDS]
     data = batch.data(_MM_MAP.pack(*limits, batch.data(auxv).address, len(auxv), exe))
     batch.call(NR.prctl, _PR_SET_MM, _PR_SET_MM_MAP, data, _MM_MAP.size, 0, must=True)
-    if entry.thp_disabled:
-        batch.call(NR.prctl, _PR_SET_THP_DISABLE, 1, 0, 0, 0, must=True)
+    if entry.thp_disabled or (inherited and inherited.thp_disabled):
+        batch.call(NR.prctl, _PR_SET_THP_DISABLE, entry.thp_disabled, 0, 0, 0, must=True)
 
 
 def restore_dumpable(entry: pb.mm_entry, batch: Batch) -> None:

@@ -15,7 +15,7 @@ from ckpt.kernel.ptrace import Tracee
 from ckpt.kernel.remote import Batch
 from ckpt.task import sigacts, signals, timers
 
-TASK_ALIVE, TASK_STOPPED = 1, 3
+TASK_ALIVE, TASK_DEAD, TASK_STOPPED, TASK_ZOMBIE = 1, 2, 3, 6
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _MEMBARRIER_GET_REGISTRATIONS = 1 << 9
 

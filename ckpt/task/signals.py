@@ -36,6 +36,12 @@ def restore(record: pb.signal_queue_entry, tgid: int, tid: int | None, batch: Ba
             batch.call(NR.rt_tgsigqueueinfo, tgid, tid, signo, data, must=True)
 
 
+def forget(signo: int, batch: Batch) -> None:
+    """Add the call that takes back a signal, which is blocked, should it be pending."""
+    wanted = (1 << signo - 1).to_bytes(8, "little")
+    batch.call(NR.rt_sigtimedwait, batch.data(wanted), 0, batch.room(16), 8)
+
+
 def mask(queues: Iterable[pb.signal_queue_entry]) -> int:
     """Return the set of signals in any of the queues."""
     found = 0

@@ -103,9 +103,9 @@ def read_all(images):
     with ExitStack() as stack:
         image = stack.enter_context(ImageDir.open(images))
         saved = read(image)
-        reader = stack.enter_context(PageReader(image, "pagemap", saved.pid))
-        for _ in reader:
-            pass
+        for pid in saved.tasks:
+            for _ in stack.enter_context(PageReader(image, "pagemap", pid)):
+                pass
         stack.enter_context(Files(image, saved, RestoreOptions(images_dir=str(images))))
 
 

@@ -53,12 +53,12 @@ static unused char *path(const char *name)
 /* Make the file `name` with this text, all at once for those who look. */
 static unused void tell(const char *name, const char *text)
 {
-	char *final = path(name), *draft = path(".draft");
+	char *final = path(name), draft[PATH_MAX];
+	snprintf(draft, sizeof(draft), "%s/.draft.%d", dir, getpid());
 	int fd = open(draft, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
 	if (fd < 0 || write(fd, text, strlen(text)) < 0 || close(fd) || rename(draft, final))
 		_exit(99);
 	free(final);
-	free(draft);
 }
 
 /* Leave at once with this verdict: `skip: why`, or `setup: what`. */

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process tree of an image as plain data, and the steps that make one like it.
+
+A process has its session from the one that forks it, and can only leave it by leading a new one. So
+who forks whom, and when, is a plan: a parent that leads a session first forks the children that are
+still in its old one; where a session's leader has ended, a stand-in leads it until all are in it;
+and a child whose session began with a sibling is forked by that sibling, for their parent
+(CLONE_PARENT). Nothing here knows how any of it is done.
+"""
+
+from collections.abc import Iterable, Iterator
+from enum import Enum, auto
+from typing import NamedTuple
+
+from ckpt.errors import ImageError, Unsupported
+
+PIDS = range(1, 1 << 22)
+_MOST_TASKS, _DEEPEST = 1 << 16, 300
+
+
+class State(Enum):
+    """What becomes of a task: it runs, it has ended and is to be waited for, it goes unseen."""
+
+    ALIVE = auto()
+    DEAD = auto()
+    STAND_IN = auto()
+
+
+class Item:
+    """A process. ppid is 0 for the root; threads are tids, the first one's included."""
+
+    __slots__ = ("children", "pgid", "pid", "ppid", "sid", "state", "threads")
+
+    def __init__(
+        self,
+        pid: int,
+        ppid: int,
+        pgid: int,
+        sid: int,
+        threads: tuple[int, ...] = (),
+        state: State = State.ALIVE,
+    ) -> None:
+        self.pid, self.ppid, self.pgid, self.sid = pid, ppid, pgid, sid
+        self.threads, self.state = threads or (pid,), state
+        self.children: list[Item] = []
+
+    @property
+    def leads_session(self) -> bool:
+        """Say whether it has called setsid(2)."""
+        return self.sid == self.pid
+
+
+class Do(Enum):
+    """What a step does: `by` is the pid that forks, or the group that is joined."""
+
+    FORK = auto()
+    SETSID = auto()
+    SETPGID = auto()
+    END = auto()
+
+
+class Step(NamedTuple):
+    """One step of making a tree."""
+
+    do: Do
+    item: Item
+    by: int = 0
+
+
+def tree(items: Iterable[Item]) -> list[Item]:
+    """Return the items with their children, the root first and parents before children.
+
+    Raises ImageError unless they are one tree, of pids and tids that can be and that are unique.
+    """
+    by_pid: dict[int, Item] = {}
+    seen: set[int] = set()
+    for item in items:
+        if len(by_pid) == _MOST_TASKS:
+            raise ImageError(f"pstree.img: more than {_MOST_TASKS} processes")
+        _check(item, seen)
+        by_pid[item.pid] = item
+    roots = [item for item in by_pid.values() if not item.ppid]
+    if len(roots) != 1:
+        raise ImageError(f"pstree.img: {len(roots)} roots among {len(by_pid)} processes")
+    for item in by_pid.values():
+        if item.ppid:
+            _parent(item, by_pid).children.append(item)
+    found = list(_walk(roots[0]))
+    if len(found) != len(by_pid):
+        raise ImageError("pstree.img: processes that are not the root's descendants")
+    return found
+
+
+def _check(item: Item, seen: set[int]) -> None:
+    if item.pid not in item.threads or not all(tid in PIDS for tid in item.threads):
+        raise ImageError(f"pstree.img: pid {item.pid} with threads {list(item.threads[:8])}")
+    if not (0 <= item.pgid < PIDS.stop and 0 <= item.sid < PIDS.stop):
+        raise ImageError(f"pstree.img: pid {item.pid} in session {item.sid}, group {item.pgid}")
+    if len(set(item.threads) | seen) != len(item.threads) + len(seen):
+        raise ImageError(f"pstree.img: a tid of pid {item.pid} is there twice")
+    seen.update(item.threads)
+
+
+def _parent(item: Item, by_pid: dict[int, Item]) -> Item:
+    parent = by_pid.get(item.ppid)
+    if parent is None or parent.state is State.DEAD:
+        raise ImageError(f"pstree.img: pid {item.pid} is a child of pid {item.ppid}, not there")
+    return parent
+
+
+def _walk(root: Item) -> Iterator[Item]:
+    """Yield an item and its descendants, parents first."""
+    waiting = [(root, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if depth > _DEEPEST:
+            raise ImageError(f"pstree.img: more than {_DEEPEST} generations")
+        yield item
+        waiting += [(child, depth + 1) for child in reversed(item.children)]
+
+
+def plan(items: list[Item]) -> list[Step]:
+    """Return the steps that make a tree, the root's own fork being the first.
+
+    Raises Unsupported where a process is in the session of one that is not its ancestor, nor its
+    sibling, and ImageError where one cannot be in its session.
+    """
+    return _Plan(items).steps
+
+
+class _Plan:
+    """A plan in the making: it goes through the tree as the forks will."""
+
+    def __init__(self, items: list[Item]) -> None:
+        self.steps: list[Step] = []
+        self._known = {item.pid: item for item in items}
+        self._births = _births(items)
+        root = items[0]
+        # What the root has from us stands for what it had from outside.
+        self._groups = {0: root.pgid if root.pgid != root.pid else 0}
+        self._fork(root, 0, root.sid if not root.leads_session else 0)
+        for item in items:
+            self._join_group(item)
+        self.steps += [
+            Step(Do.END, step.item)
+            for step in self.steps
+            if step.do is Do.FORK and step.item.state is not State.ALIVE
+        ]
+
+    def _fork(self, item: Item, by: int, session: int) -> None:
+        """Fork it into a session, and after it all its descendants."""
+        self.steps.append(Step(Do.FORK, item, by))
+        self._groups[item.pid] = self._groups[by]
+        if item.leads_session:
+            for child in item.children:
+                if session and self._births[child.pid] == session:
+                    self._fork(child, item.pid, session)
+            self.steps.append(Step(Do.SETSID, item))
+            self._groups[item.pid] = session = item.pid
+        self._fork_others(item, session)
+
+    def _fork_others(self, parent: Item, session: int) -> None:
+        """Fork the children that are not there yet; those first whose session others need."""
+        children = [child for child in parent.children if child.pid not in self._groups]
+        waiting = [*self._stand_ins(parent, children, session), *children]
+        there = {0, session}
+        while waiting:
+            child = next((one for one in waiting if self._births[one.pid] in there), None)
+            if child is None:
+                raise Unsupported(
+                    f"pid {waiting[0].pid} is in session {self._births[waiting[0].pid]}, which "
+                    "neither an ancestor of it nor a sibling leads: not restored yet"
+                )
+            waiting.remove(child)
+            birth = self._births[child.pid]
+            self._fork(child, parent.pid if birth in (0, session) else birth, birth or session)
+            if child.leads_session:
+                there.add(child.pid)
+
+    def _stand_ins(self, parent: Item, children: list[Item], session: int) -> list[Item]:
+        """Return stand-ins for the leaders of sessions that are nowhere in the tree."""
+        found = []
+        for birth in {self._births[child.pid]: None for child in children}:
+            if birth not in (0, session) and birth not in self._known:
+                one = Item(birth, parent.pid, birth, birth, state=State.STAND_IN)
+                self._known[birth] = one
+                self._births[birth] = 0
+                found.append(one)
+        return found
+
+    def _join_group(self, item: Item) -> None:
+        """Have it in its group; the group's leader first."""
+        if item.pgid in (0, self._groups[item.pid]):
+            return
+        if item.pgid != item.pid:
+            self._lead_group(item)
+        self.steps.append(Step(Do.SETPGID, item, item.pgid))
+        self._groups[item.pid] = item.pgid
+
+    def _lead_group(self, member: Item) -> None:
+        leader = self._known.get(member.pgid)
+        if leader is None:
+            pgid = member.pgid
+            leader = Item(pgid, member.pid, pgid, member.sid, state=State.STAND_IN)
+            self._known[pgid] = leader
+            self.steps.append(Step(Do.FORK, leader, member.pid))
+            self._groups[pgid] = self._groups[member.pid]
+        if leader.pgid != leader.pid:
+            raise ImageError(f"pstree.img: pid {leader.pid} does not lead the group that it names")
+        self._join_group(leader)
+
+
+def _births(items: list[Item]) -> dict[int, int]:
+    """Return the session that each has to be born in; 0 where any will do.
+
+    A leader was born in a session above it if a child of its is still in that.
+    """
+    above: dict[int, frozenset[int]] = {items[0].pid: frozenset()}
+    for item in items:
+        for child in item.children:
+            above[child.pid] = above[item.pid] | {item.sid}
+    found: dict[int, int] = {}
+    for item in reversed(items):
+        found[item.pid] = item.sid
+        if item.leads_session:
+            older = {found[child.pid] for child in item.children} & above[item.pid] - {0}
+            if len(older) > 1:
+                raise Unsupported(
+                    f"children of pid {item.pid} are in sessions {sorted(older)}, which began "
+                    "before its own: not restored yet"
+                )
+            found[item.pid] = older.pop() if older else 0
+    return found

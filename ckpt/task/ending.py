@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of a task that had ended: with the status that its parent has still to wait for."""
+
+import os
+import signal
+from contextlib import suppress
+from struct import Struct
+
+from ckpt.errors import NoSuchTask, TargetDied
+from ckpt.image import pb
+from ckpt.image.text import get_text
+from ckpt.kernel.arch import NR, Regs
+from ckpt.kernel.remote import Batch, Remote
+
+_PR_SET_NAME = 15
+_RLIMIT_CORE = 4
+_ACTION = Struct("<QQQQ")
+_DEADLY = 0x7F
+
+
+def end(remote: Remote, regs: Regs, entry: pb.task_core_entry) -> None:
+    """Have a stopped task end with the status in its record; regs are any of its own."""
+    batch = remote.batch()
+    if entry.comm:
+        name = os.fsencode(get_text(entry, "comm"))[:15] + b"\0"
+        batch.call(NR.prctl, _PR_SET_NAME, batch.data(name))
+    signo = entry.exit_code & _DEADLY
+    with suppress(TargetDied, NoSuchTask):
+        if signo:
+            _die(remote, regs, signo, batch)
+        else:
+            batch.call(NR.exit_group, entry.exit_code >> 8 & 0xFF)
+            remote.start(regs, 0, batch)
+        while True:
+            remote.tracee.wait()
+            remote.tracee.cont()
+
+
+def _die(remote: Remote, regs: Regs, signo: int, batch: Batch) -> None:
+    """Have it killed by a signal, which leaves no core file."""
+    batch.call(NR.prlimit64, 0, _RLIMIT_CORE, batch.room(16), 0, must=True)
+    if signo != signal.SIGKILL:
+        default = batch.data(_ACTION.pack(0, 0, 0, 0))
+        batch.call(NR.rt_sigaction, signo, default, 0, 8)
+    remote.run(batch, regs, 0)
+    remote.tracee.set_sigmask(0)
+    if signo == signal.SIGKILL:
+        os.kill(remote.tid, signo)
+    else:
+        remote.tracee.cont(signo)

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tasks of a restore: the root is forked by us, all others by tasks, as `pstree.plan` says.
+
+All are traced from birth and stopped, and die with us (PTRACE_O_EXITKILL) until they are let go.
+Some go before: who has ended in the image ends here, and stand-ins leave no trace.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from ckpt import pstree
+from ckpt.errors import KernelError, OptionsError, Unsupported
+from ckpt.image import pb
+from ckpt.image.directory import ImageDir
+from ckpt.image.pages import PageReader
+from ckpt.kernel import maps
+from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
+from ckpt.kernel.ffi import ffi, lib
+from ckpt.kernel.ptrace import WALL, Options, Tracee, reap
+from ckpt.kernel.remote import Batch, Remote, quiet_signal
+from ckpt.kernel.subreaper import Subreaper
+from ckpt.memory import vdso
+from ckpt.options import RestoreOptions
+from ckpt.pstree import Do, Item, State, Step
+from ckpt.rebuild import Origin, Room, Task, clone_error
+from ckpt.saved import Files, Saved, SavedTask
+from ckpt.task import ending
+
+_CLONE_FS, _CLONE_FILES, _CLONE_PARENT = 0x200, 0x400, 0x8000
+_OPTIONS = Options.SYSGOOD | Options.FORK | Options.CLONE | Options.EXITKILL
+
+
+class Tree:
+    """The tasks; leaving the `with` block before `run` has let them go kills them all."""
+
+    def __init__(self, saved: Saved, options: RestoreOptions) -> None:
+        root = saved.items[0]
+        if not root.leads_session and not options.shell_job:
+            raise OptionsError(
+                f"pid {root.pid} was in session {root.sid}, whose leader is not in the image",
+                hint="--shell-job puts it into this session",
+            )
+        self.saved, self.options = saved, options
+        self.tasks: list[Task] = []
+        """In the order in which they are made: parents first."""
+        self.forking_ns = 0
+        self._plan = pstree.plan(saved.items)
+        self._shares = {
+            step.item.pid: _shared(step, saved) for step in self._plan if step.do is Do.FORK
+        }
+        self._remotes: dict[int, Remote] = {}
+        self._origins: dict[int, Origin] = {}
+        self._room: Room
+        self._regs: Regs
+        self._started = False
+
+    def __enter__(self) -> Self:
+        # Orphans of a tree that fails are ours to wait for, then; those of a sibling are not.
+        self._reaper = Subreaper(len(self._plan) > 2 and not self.options.sibling)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for task in self.tasks:
+            task.close(ok=self._started)
+        if not self._started:
+            self._kill()
+        self._reaper.close()
+
+    def _kill(self) -> None:
+        """Kill all that was made, parents first: so the ends of all are told to us."""
+        for pid in self._remotes:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in self._remotes:
+            task = self.saved.tasks.get(pid)
+            # A thread that clone3 made before it failed for another is ours to reap, too.
+            for tid in (*task.tids[1:], pid) if task else (pid,):
+                reap(tid)
+
+    @property
+    def pages(self) -> int:
+        """How many pages were read into memory."""
+        return sum(task.pages + task.shared_pages for task in self.tasks)
+
+    @property
+    def late_pages(self) -> int:
+        """How many are left to pagers."""
+        return sum(task.late_pages for task in self.tasks)
+
+    # --- the steps
+
+    def begin(self, files: Files) -> None:
+        """Fork the root, and empty it."""
+        ours = maps.maps("self")
+        self._room = Room(self.saved, [(entry.start, entry.end) for entry in ours])
+        since = time.monotonic_ns()
+        root = self.saved.items[0]
+        self._fork_root(root.pid)
+        self.forking_ns = time.monotonic_ns() - since
+        self._begin(root, Origin(self._regs, vdso.ours(ours)), files)
+
+    def grow(self, files: Files, image: ImageDir, readers: dict[int, PageReader]) -> None:
+        """Give the root its memory, then have every task forked, with its own."""
+        for step in self._plan:
+            match step.do:
+                case Do.FORK:
+                    if step.by:
+                        self._fork(step, files)
+                    if step.item.state is State.ALIVE:
+                        self._fill(self.tasks[-1], files, image, readers[step.item.pid])
+                case Do.SETSID:
+                    self._call(step.item, NR.setsid)
+                case Do.SETPGID:
+                    self._call(step.item, NR.setpgid, 0, step.by)
+                case Do.END:
+                    self._end(step.item)
+        for task in self.tasks:
+            task.leave_to_pager(files, readers[task.saved.pid])
+
+    def _fork_root(self, pid: int) -> None:
+        flags = _CLONE_PARENT if self.options.sibling else 0
+        lifeline = os.pipe2(os.O_CLOEXEC)
+        try:
+            ret = lib.core_clone_paused(flags, ffi.new("int32_t[]", [pid]), 1, lifeline)
+            if ret < 0:
+                raise clone_error(-ret, pid)
+            tracee = Tracee(pid, _OPTIONS)
+            self._adopt(tracee)
+            tracee.interrupt()
+            tracee.wait()
+        finally:
+            os.close(lifeline[1])
+            os.close(lifeline[0])
+        self._regs = tracee.regs()._replace(orig_ax=NO_SYSCALL)
+
+    def _fork(self, step: Step, files: Files) -> None:
+        """Have a task fork another, for itself or for its parent."""
+        item, maker = step.item, self._remotes[step.by]
+        since = time.monotonic_ns()
+        sibling = step.by != item.ppid
+        flags = self._shares[item.pid] | (_CLONE_PARENT if sibling else 0)
+        batch = maker.batch()
+        pid = batch.data(item.pid.to_bytes(4, "little"))
+        # struct clone_args: flags pidfd child_tid parent_tid exit_signal stack stack_size tls
+        # set_tid set_tid_size cgroup. A sibling has its maker's exit signal.
+        words = [flags, 0, 0, 0, 0 if sibling else signal.SIGCHLD, 0, 0, 0, pid.address, 1, 0]
+        args = batch.data(b"".join(word.to_bytes(8, "little") for word in words))
+        batch.call(NR.clone3, args, len(words) * 8, must=True, fork=True)
+        try:
+            maker.run(batch, self._regs, 0)
+        except KernelError as error:
+            raise clone_error(error.errno or 0, item.pid) from error
+        self._adopt(Tracee.born(item.pid))
+        self.forking_ns += time.monotonic_ns() - since
+        self._begin(item, self._origins[step.by], files)
+
+    def _adopt(self, tracee: Tracee) -> None:
+        pid = tracee.tid
+        task = self.saved.tasks.get(pid)
+        slot, pending = (self._room.leader(task), task.pending()) if task else (None, 0)
+        signo = quiet_signal(0, pending)
+        self._remotes[pid] = Remote(tracee, pid, slot or self._room.thread(), signo=signo)
+
+    def _begin(self, item: Item, origin: Origin, files: Files) -> None:
+        """Empty a task that was forked; who is only to end stays as it is."""
+        if item.state is State.ALIVE:
+            saved, remote = self.saved.tasks[item.pid], self._remotes[item.pid]
+            self.tasks.append(Task(saved, self.options, remote, self._room, origin))
+            origin = self.tasks[-1].begin(files)
+        self._origins[item.pid] = origin
+
+    def _fill(self, task: Task, files: Files, image: ImageDir, reader: PageReader) -> None:
+        task.join_namespaces(image)
+        task.map(files, reader)
+
+    def _run(self, item: Item, batch: Batch) -> None:
+        self._remotes[item.pid].run(batch, self._regs, 0)
+
+    def _call(self, item: Item, nr: NR, *args: int) -> None:
+        batch = self._remotes[item.pid].batch()
+        batch.call(nr, *args, must=True)
+        self._run(item, batch)
+
+    def _end(self, item: Item) -> None:
+        """Have a task end, as its record says; only its parent has still to hear of it."""
+        remote, core = self._remotes[item.pid], self.saved.dead.get(item.pid)
+        ending.end(remote, self._regs, core.tc if core else pb.task_core_entry())
+        if item.state is State.STAND_IN:
+            parent = self._remotes[item.ppid].batch()
+            parent.call(NR.wait4, item.pid, 0, WALL, 0, must=True)
+            self._remotes[item.ppid].run(parent, self._regs, 0)
+
+    def become(self, files: Files) -> None:
+        """Have all take on what is each process's own, and make their threads."""
+        for task in self.tasks:
+            task.become(files, shares_fs=bool(self._shares[task.saved.pid] & _CLONE_FS))
+            task.make_threads()
+
+    def open(self, files: Files) -> None:
+        """Put all descriptors in their places, close ours, and connect what hangs on numbers."""
+        for task in self.tasks:
+            if not self._shares[task.saved.pid] & _CLONE_FILES:
+                task.place(files)
+        files.close(ok=True)
+        for task in self.tasks:
+            task.connect(files)
+
+    def finish(self) -> None:
+        """Make every thread what it was."""
+        for task in self.tasks:
+            task.finish()
+
+    def run(self, ready: Callable[[int], None]) -> None:
+        """Give all threads their registers, take the stub away, call ready(pid), let them go."""
+        for task in self.tasks:
+            task.await_pager()
+        for task in reversed(self.tasks):  # a child that stops tells its parent
+            task.arm()
+            task.go_home()
+        self._room.segment.close()
+        ready(self.saved.pid)
+        for task in self.tasks:
+            task.close(ok=True)
+        self._started = True
+        for task in self.tasks:
+            task.let_go()
+
+
+def _shared(step: Step, saved: Saved) -> int:
+    """Return what a task shares with its maker, as flags of clone(2).
+
+    Raises Unsupported if it shares with another one that is there before it.
+    """
+    one, maker = saved.tasks.get(step.item.pid), saved.tasks.get(step.by)
+    if one is None or maker is None:
+        return 0
+    flags = 0
+    for field, flag in (("files_id", _CLONE_FILES), ("fs_id", _CLONE_FS)):
+        same = [task for task in saved.tasks.values() if _alike(task, one, field)]
+        if maker in same:
+            flags |= flag
+        elif same[0] is not one:
+            raise Unsupported(
+                f"pid {one.pid} shares {field} with pid {same[0].pid}, which is not its parent: "
+                "not restored yet"
+            )
+    return flags
+
+
+def _alike(one: SavedTask, other: SavedTask, field: str) -> bool:
+    return bool(getattr(one.ids, field) == getattr(other.ids, field))

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees of processes through every way of being dumped and restored; each judges itself."""
+
+import os
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from programs import TREES, Program
+from target import Ckpt, Criu, Target, wait_until
+from test_programs import Way
+
+pytestmark = pytest.mark.process
+
+WAYS = (Way(Criu, Ckpt),)
+PROVING = (Way(Criu, Criu),)
+CASES = [
+    pytest.param(program, way, id=f"{program.name}-{way}")
+    for program in TREES
+    for way in (PROVING if os.environ.get("CKPT_PROVE_PROGRAMS") else WAYS)
+    if not way.why_not(program)
+]
+
+
+def gone(pids: list[int]) -> None:
+    """See that all of a tree that was killed have ended, and free their pids."""
+
+    def ended(pid: int) -> bool:
+        with suppress(ChildProcessError):  # it is not an orphan yet, nor ours
+            os.waitpid(pid, os.WNOHANG)
+        return not psutil.pid_exists(pid)
+
+    for pid in reversed(pids):
+        wait_until(partial(ended, pid), f"end of {pid}")
+
+
+def dump(way: Way, target: Target, images: Path) -> None:
+    below = [child.pid for child in psutil.Process(target.pid).children(recursive=True)]
+    way.dumper().dump(target, images, *(["-R"] if way.running else []))
+    if not way.running:
+        gone(below)
+
+
+@pytest.mark.parametrize(("program", "way"), CASES)
+def test_tree(program: Program, way: Way, place: Path) -> None:
+    images = place / "images"
+    with Target(program, place / "target") as target:
+        dump(way, target, images)
+        if way.running:
+            target.judge("the target itself, running on", images)
+        way.restorer().restore(target, images, *(["--lazy-pages"] if way.lazy else []))
+        target.judge("the restored copy", images)
