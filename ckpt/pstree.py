@@ -96,7 +96,7 @@ def _check(item: Item, seen: set[int]) -> None:
         raise ImageError(f"pstree.img: pid {item.pid} with threads {list(item.threads[:8])}")
     if not (0 <= item.pgid < PIDS.stop and 0 <= item.sid < PIDS.stop):
         raise ImageError(f"pstree.img: pid {item.pid} in session {item.sid}, group {item.pgid}")
-    if len(set(item.threads) | seen) != len(item.threads) + len(seen):
+    if len(set(item.threads)) != len(item.threads) or not seen.isdisjoint(item.threads):
         raise ImageError(f"pstree.img: a tid of pid {item.pid} is there twice")
     seen.update(item.threads)
 

@@ -24,7 +24,8 @@ from ckpt.kernel.nsfs import entered
 from ckpt.kernel.ptrace import EVENT_STOP, Tracee
 from ckpt.kernel.remote import Batch, BatchFull, Remote, Segment, Slot, find_syscall
 from ckpt.log import INFO
-from ckpt.memory import layout, mm, shmem, sysv, vdso, vmas
+from ckpt.memory import inherit, layout, mm, shmem, sysv, vdso, vmas
+from ckpt.memory.inherit import Kept
 from ckpt.memory.pages import Filler, can_be_late
 from ckpt.memory.pair import WORTH_TWO, Pair
 from ckpt.memory.vmas import KERNELS_OWN, Status
@@ -37,11 +38,12 @@ from ckpt.task import process, regs, sched, signals, thread, timers
 if TYPE_CHECKING:
     from ckpt.lazy import LateRuns, Lazy
 
-_MADV_HUGEPAGE = 14
+_MADV_DONTNEED, _MADV_HUGEPAGE = 4, 14
 _CLONE_THREAD = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000  # VM FS FILES SIGHAND ... SYSVSEM
 _LEADER_ROOM, _ROOM_EACH, _THREAD_ROOM = 1 << 20, 1 << 10, 16 << 10
 _SECOND_ROOM = 1 << 20
 _AT_ONCE = 64 << 10
+_SPARE_CALLS, _SPARE = 16, 4096
 
 
 class Room:
@@ -76,26 +78,33 @@ def _leader_room(saved: SavedTask) -> int:
 
 
 class Origin(NamedTuple):
-    """What a task has from its maker: the registers to begin with, and where the vDSO is."""
+    """What a task has from its maker: where the vDSO is, and memory, by its records and pages."""
 
-    regs: Regs
     vdso: vdso.Group | None
-    mm: pb.mm_entry | None = None
+    saved: SavedTask | None = None
+    reader: PageReader | None = None
 
 
 class Task:
     """A task: forked, and stopped; in the end it has become what its records say."""
 
     def __init__(
-        self, saved: SavedTask, options: RestoreOptions, remote: Remote, room: Room, origin: Origin
+        self,
+        saved: SavedTask,
+        options: RestoreOptions,
+        remote: Remote,
+        room: Room,
+        regs: Regs,
+        origin: Origin,
     ) -> None:
         self.saved, self.options = saved, options
-        self.pages = self.shared_pages = self.late_pages = 0
+        self.pages = self.shared_pages = self.late_pages = self.compared = self.inherited = 0
         self._late: list[LateRuns] = []
         self._lazy: Lazy | None = None
         self._tracees: dict[int, Tracee] = {saved.pid: remote.tracee}
         self._remotes: dict[int, Remote] = {saved.pid: remote}
-        self._room, self._origin, self._regs = room, origin, origin.regs
+        self._room, self._regs, self._origin = room, regs, origin
+        self._kept: dict[int, list[Kept]] = {}
         self._code: list[layout.Range] = []
         self._namespaces: list[Restore] = []
 
@@ -116,6 +125,15 @@ class Task:
     def _run(self, batch: Batch) -> None:
         self._leader.run(batch, self._regs, 0)
 
+    def _many(self, batch: Batch, nr: NR, ranges: Iterable[layout.Range], *more: int) -> Batch:
+        """Add a call for each range, by as many batches as it takes; returns the last one."""
+        for start, end in ranges:
+            if not batch.fits(_SPARE_CALLS, _SPARE):
+                self._run(batch)
+                batch = self._batch()
+            batch.call(nr, start, end - start, *more, must=True)
+        return batch
+
     def _syscall(self, nr: NR, *args: int) -> int:
         batch = self._batch()
         call = batch.call(nr, *args)
@@ -124,29 +142,31 @@ class Task:
 
     # --- the steps
 
-    def begin(self, files: Files) -> Origin:
-        """Empty its memory of all but the vDSO, put in its place; returns what forks of it have.
+    def begin(self, files: Files, reader: PageReader) -> Origin:
+        """Empty its memory of all but the vDSO, put in its place, and what it has of its maker's.
 
-        The exe link is set while nothing is mapped: the kernel refuses it (EBUSY) while a mapping
-        of the old one is left, which is ours, but may be the new one as well.
+        Returns what forks of it have. The exe link is set while nothing is mapped: the kernel
+        refuses it (EBUSY) while a mapping of the old one is left, which is ours, but may be the
+        new one as well.
         """
-        saved, group = self.saved, self._origin.vdso
+        saved, group, maker = self.saved, self._origin.vdso, self._origin.saved
         wanted = vdso.wanted(saved.vmas)
         place = vdso.moved(group, wanted) if group and wanted else None
-        kept = [self._room.range]
-        if group and place:
-            kept.append(group.range)
+        same_exe = maker is not None and maker.mm.exe_file_id == saved.mm.exe_file_id
+        if maker and same_exe and not self.options.lazy_pages:
+            self._kept = inherit.kept(saved.vmas, maker.vmas)
+        kept = [self._room.range, *([group.range] if group and place else [])]
+        kept += [piece[:2] for pieces in self._kept.values() for piece in pieces]
         batch = self._batch()
         if rseq := self._tracees[saved.pid].rseq():
             thread.forget_rseq(rseq, batch)
-        for start, end in layout.gaps(kept):
-            batch.call(NR.munmap, start, end - start, must=True)
+        batch = self._many(batch, NR.munmap, layout.gaps(kept))
         if group and place:
             vdso.move(group, place, [*self._room.busy, *kept], batch)
-        mm.restore(saved.mm, files.exe(saved.mm), batch, self._origin.mm)
+        mm.restore(saved.mm, files.exe(saved.mm), batch, maker.mm if maker else None)
         self._run(batch)
         self._code = self._kept_code(place)
-        return Origin(self._regs, place, saved.mm)
+        return Origin(place, saved, reader)
 
     def _kept_code(self, place: vdso.Group | None) -> list[layout.Range]:
         """Return where the task keeps code: in it is the call that takes the stub away."""
@@ -197,9 +217,12 @@ class Task:
     def map(self, files: Files, reader: PageReader) -> None:
         """Make all mappings and fill them, but for what may come late."""
         filled = [(entry, self._eager(entry, runs)) for entry, runs in self._saved_pages(reader)]
+        self._share(filled)
         batch = self._batch()
         for entry, runs in filled:
-            if not entry.status & (KERNELS_OWN | Status.GUARD | Status.SYSVIPC):
+            if pieces := self._kept.get(entry.start):
+                inherit.complete(entry, pieces, files.mapped(entry), batch, fill=bool(runs))
+            elif not entry.status & (KERNELS_OWN | Status.GUARD | Status.SYSVIPC):
                 vmas.map_in(entry, files.mapped(entry), batch, fill=bool(runs))
         for entry, runs in filled:
             if runs and entry.madv >> _MADV_HUGEPAGE & 1:  # now, to be filled with huge pages
@@ -211,6 +234,19 @@ class Task:
             if not entry.status & KERNELS_OWN:
                 vmas.finish(entry, batch, fill=bool(runs))
         self._run(batch)
+
+    def _share(self, filled: list[tuple[pb.vma_entry, list[PageRun]]]) -> None:
+        """Leave those pages to be filled that differ from its maker's; give back what it lacks."""
+        gone: list[layout.Range] = []
+        for at, (entry, runs) in enumerate(filled):
+            if pieces := self._kept.get(entry.start):
+                found = inherit.difference(runs, self._origin.reader or (), pieces)
+                filled[at] = entry, found.runs
+                gone += found.gone
+                self.compared += found.compared
+                self.inherited += found.same
+        if gone:
+            self._run(self._many(self._batch(), NR.madvise, gone, _MADV_DONTNEED))
 
     def leave_to_pager(self, files: Files, reader: PageReader) -> None:
         """Have a pager bring what comes late.

@@ -55,6 +55,7 @@ class Tree:
         }
         self._remotes: dict[int, Remote] = {}
         self._origins: dict[int, Origin] = {}
+        self._readers: dict[int, PageReader] = {}
         self._room: Room
         self._regs: Regs
         self._started = False
@@ -93,23 +94,34 @@ class Tree:
         return sum(task.pages + task.shared_pages for task in self.tasks)
 
     @property
+    def compared(self) -> int:
+        """How many pages were compared with those of a maker."""
+        return sum(task.compared for task in self.tasks)
+
+    @property
+    def inherited(self) -> int:
+        """How many were the same, and are shared."""
+        return sum(task.inherited for task in self.tasks)
+
+    @property
     def late_pages(self) -> int:
         """How many are left to pagers."""
         return sum(task.late_pages for task in self.tasks)
 
     # --- the steps
 
-    def begin(self, files: Files) -> None:
+    def begin(self, files: Files, readers: dict[int, PageReader]) -> None:
         """Fork the root, and empty it."""
+        self._readers = readers
         ours = maps.maps("self")
         self._room = Room(self.saved, [(entry.start, entry.end) for entry in ours])
         since = time.monotonic_ns()
         root = self.saved.items[0]
         self._fork_root(root.pid)
         self.forking_ns = time.monotonic_ns() - since
-        self._begin(root, Origin(self._regs, vdso.ours(ours)), files)
+        self._begin(root, Origin(vdso.ours(ours)), files)
 
-    def grow(self, files: Files, image: ImageDir, readers: dict[int, PageReader]) -> None:
+    def grow(self, files: Files, image: ImageDir) -> None:
         """Give the root its memory, then have every task forked, with its own."""
         for step in self._plan:
             match step.do:
@@ -117,7 +129,7 @@ class Tree:
                     if step.by:
                         self._fork(step, files)
                     if step.item.state is State.ALIVE:
-                        self._fill(self.tasks[-1], files, image, readers[step.item.pid])
+                        self._fill(self.tasks[-1], files, image)
                 case Do.SETSID:
                     self._call(step.item, NR.setsid)
                 case Do.SETPGID:
@@ -125,7 +137,7 @@ class Tree:
                 case Do.END:
                     self._end(step.item)
         for task in self.tasks:
-            task.leave_to_pager(files, readers[task.saved.pid])
+            task.leave_to_pager(files, self._readers[task.saved.pid])
 
     def _fork_root(self, pid: int) -> None:
         flags = _CLONE_PARENT if self.options.sibling else 0
@@ -175,13 +187,14 @@ class Tree:
         """Empty a task that was forked; who is only to end stays as it is."""
         if item.state is State.ALIVE:
             saved, remote = self.saved.tasks[item.pid], self._remotes[item.pid]
-            self.tasks.append(Task(saved, self.options, remote, self._room, origin))
-            origin = self.tasks[-1].begin(files)
+            task = Task(saved, self.options, remote, self._room, self._regs, origin)
+            self.tasks.append(task)
+            origin = task.begin(files, self._readers[item.pid])
         self._origins[item.pid] = origin
 
-    def _fill(self, task: Task, files: Files, image: ImageDir, reader: PageReader) -> None:
+    def _fill(self, task: Task, files: Files, image: ImageDir) -> None:
         task.join_namespaces(image)
-        task.map(files, reader)
+        task.map(files, self._readers[task.saved.pid])
 
     def _run(self, item: Item, batch: Batch) -> None:
         self._remotes[item.pid].run(batch, self._regs, 0)

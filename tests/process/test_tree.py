@@ -52,3 +52,19 @@ def test_tree(program: Program, way: Way, place: Path) -> None:
             target.judge("the target itself, running on", images)
         way.restorer().restore(target, images, *(["--lazy-pages"] if way.lazy else []))
         target.judge("the restored copy", images)
+
+
+def shared_memory(pid: int) -> int:
+    """What the tree takes of memory, in bytes: a page of n processes is an nth of each one's."""
+    tree = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    return sum(psutil.Process(one).memory_full_info().pss for one in tree)
+
+
+def test_workers_share_their_memory_as_before(place: Path) -> None:
+    images, way = place / "images", WAYS[0]
+    with Target(Program("tree_cow", "tree_cow"), place / "target") as target:
+        before = shared_memory(target.pid)
+        dump(way, target, images)
+        way.restorer().restore(target, images)
+        assert shared_memory(target.pid) < before * 1.05 + (1 << 20)
+        target.judge("the restored copy", images)

@@ -50,6 +50,7 @@ int main(int argc, char **argv)
 	checkpoint();
 
 	check_is(told, 0);
+	signal(SIGCHLD, SIG_DFL);
 	for (int i = 0; i < 2; i++) {
 		check_is(state_of(pids[i]), 'T');
 		kill(pids[i], SIGCONT);

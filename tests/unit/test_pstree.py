@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from ckpt.errors import ImageError, Unsupported
+from ckpt.pstree import Do, Item, State, plan, tree
+
+
+def item(pid, ppid, pgid=10, sid=10, threads=(), state=State.ALIVE):
+    return Item(pid, ppid, pgid, sid, threads, state)
+
+
+def made(*items):
+    """What comes of a plan: (parent, group, session) of all that are left; as the kernel has it."""
+    found: dict[int, tuple[int, int, int]] = {}
+    root = tree(items)[0]
+    outside = [0 if of == root.pid else of for of in (root.pgid, root.sid)]
+    for step in plan(tree(items_again(items))):
+        pid = step.item.pid
+        match step.do:
+            case Do.FORK:
+                assert pid not in found
+                group, session = found[step.by][1:] if step.by else outside
+                parent = step.by
+                if step.by and step.by != step.item.ppid:
+                    parent = found[step.by][0]
+                found[pid] = parent, group, session
+            case Do.SETSID:
+                assert found[pid][1] != pid
+                found[pid] = found[pid][0], pid, pid
+            case Do.SETPGID:
+                parent, group, session = found[pid]
+                assert session != pid
+                members = [one for one in found.values() if one[1] == step.by]
+                assert step.by == pid or (members and members[0][2] == session)
+                found[pid] = parent, step.by, session
+            case Do.END:
+                del found[pid]
+    return found
+
+
+def items_again(items):
+    return [Item(i.pid, i.ppid, i.pgid, i.sid, i.threads, i.state) for i in items]
+
+
+def wanted(*items):
+    alive = [one for one in items if one.state is State.ALIVE]
+    return {one.pid: (one.ppid, one.pgid, one.sid) for one in alive}
+
+
+def check(*items):
+    assert made(*items) == wanted(*items)
+
+
+def test_one():
+    check(item(10, 0))
+    check(item(10, 0, pgid=10, sid=3))
+    check(item(10, 0, pgid=3, sid=3))
+
+
+def test_children_of_a_leader():
+    check(item(10, 0), item(11, 10), item(12, 11), item(13, 10))
+
+
+def test_an_elder_is_forked_before_setsid():
+    items = item(10, 0), item(11, 10, 11, 11), item(12, 11), item(13, 11, 11, 11)
+    check(*items)
+    steps = [(step.do, step.item.pid) for step in plan(tree(items_again(items)))]
+    elder, setsid = steps.index((Do.FORK, 12)), steps.index((Do.SETSID, 11))
+    assert elder < setsid < steps.index((Do.FORK, 13))
+
+
+def test_elders_of_leaders_of_leaders():
+    check(
+        item(10, 0), item(11, 10, 11, 11), item(12, 11, 12, 12), item(13, 12, 10, 10),
+        item(14, 11, 10, 10), item(15, 12, 12, 12),
+    )  # fmt: skip
+
+
+def test_an_orphan_of_a_session_whose_leader_is_gone():
+    items = item(10, 0), item(12, 10, 11, 11), item(13, 10, 11, 11), item(14, 12, 11, 11)
+    check(*items)
+    steps = plan(tree(items_again(items)))
+    stand_ins = {step.item.pid for step in steps if step.item.state is State.STAND_IN}
+    assert stand_ins == {11}
+
+
+def test_a_sibling_that_has_ended_leads_the_session():
+    dead = item(11, 10, 11, 11, state=State.DEAD)
+    items = item(10, 0), item(12, 10, 11, 11), dead
+    check(*items)
+    assert not [s for s in plan(tree(items_again(items))) if s.item.state is State.STAND_IN]
+
+
+def test_groups():
+    check(item(10, 0), item(11, 10, 11), item(12, 11, 11), item(13, 10, 11), item(14, 10, 14))
+    check(item(10, 0), item(12, 10, 13), item(13, 12, 13))
+
+
+def test_a_group_whose_leader_is_gone():
+    check(item(10, 0), item(12, 10, 11), item(13, 10, 11))
+    check(item(10, 0), item(12, 10, 12, 12), item(13, 12, 11, 12))
+
+
+def test_a_shell_job():
+    check(item(10, 0, 10, 3), item(11, 10, 10, 3), item(12, 10, 12, 3), item(13, 12, 13, 13))
+    check(item(10, 0, 3, 3), item(11, 10, 3, 3))
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [],
+        [item(10, 0), item(11, 0)],
+        [item(10, 0), item(11, 12), item(12, 11)],
+        [item(10, 0), item(11, 9)],
+        [item(10, 0), item(10, 10)],
+        [item(10, 0, threads=(10, 12)), item(12, 10)],
+        [item(10, 0, threads=(10, 10))],
+        [item(10, 0, threads=(11,))],
+        [item(0, 0)],
+        [item(1 << 22, 0)],
+        [item(10, 0, sid=1 << 22)],
+        [item(10, 0, state=State.DEAD), item(11, 10)],
+        [item(10, 0), *(item(pid, pid - 1) for pid in range(11, 400))],
+    ],
+)
+def test_what_no_tree_can_be(items):
+    with pytest.raises(ImageError):
+        tree(items)
+
+
+def test_too_many():
+    with pytest.raises(ImageError, match="more than"):
+        tree(item(pid, pid - 1) for pid in range(1, 1 << 20))
+
+
+def test_a_session_that_is_elsewhere():
+    nephew = item(13, 10, 12, 12)
+    with pytest.raises(Unsupported, match="pid 13 is in session 12"):
+        plan(tree([item(10, 0), item(11, 10), item(12, 11, 12, 12), nephew]))
+
+
+def test_a_group_of_who_leads_none():
+    with pytest.raises(ImageError, match="pid 11"):
+        plan(tree([item(10, 0), item(11, 10), item(12, 10, 11)]))
