@@ -1,42 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """The story of a dump: look, freeze, ask, copy, let go, write, seal."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from ckpt import namespaces
-from ckpt.engine import Engine, engine
-from ckpt.errors import CkptError, TargetDied, Unsupported
+from ckpt.errors import CkptError, TargetDied
 from ckpt.files.opened import OpenFiles
 from ckpt.freeze import Frozen
-from ckpt.guard import Guard
 from ckpt.hooks import Hooks
 from ckpt.image import pb, stats
 from ckpt.image.directory import ImageDir
-from ckpt.infect import Questions
 from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.nsfs import entered, is_ours
-from ckpt.kernel.pidfd import pidfd_open
 from ckpt.memory.layout import Range
 from ckpt.namespaces import ipcshm
 from ckpt.namespaces.kind import Dump
 from ckpt.options import DumpOptions
-from ckpt.refuse import check, check_pid
+from ckpt.refuse import check_pid
 from ckpt.snapshot import DumpReport, Snapshot, Unseen
-from ckpt.task import ids, regs
+from ckpt.targets import Targets
+from ckpt.task import ids
+from ckpt.write import write
 
 _ATTEMPTS = 4
 
 
 def dump(options: DumpOptions) -> DumpReport:
-    """Write the process options.pid into options.images_dir.
+    """Write the process options.pid, and its descendants, into options.images_dir.
 
-    Afterwards it is killed, runs on or stays stopped, as the options say. Raises CkptError; then
-    the process runs on as if nothing had been, and there is no image.
+    Afterwards they are killed, run on or stay stopped, as the options say. Raises CkptError; then
+    they run on as if nothing had been, and there is no image.
     """
     begun = time.monotonic_ns()
     unseen: list[Range] = []
@@ -59,19 +56,17 @@ def _attempt(options: DumpOptions, unseen: list[Range]) -> DumpReport:
     log.stage("check")
     check_pid(pid)
     with ExitStack() as held:
-        pidfd = pidfd_open(pid)
-        held.callback(os.close, pidfd)
         held.enter_context(_telling_death(pid))
-        opened = held.enter_context(OpenFiles(pid, pidfd, options.kinds))
-        check(pid, opened, options)
+        opened = held.enter_context(OpenFiles(options.kinds))
+        targets = held.enter_context(Targets(options, opened))
+        targets.find()
         log.stage("begin")
         image = held.enter_context(ImageDir.create(options.images_dir, options.prev_images_dir))
         hooks = Hooks(options)
         hooks.pre_dump(pid)
-        guard = held.enter_context(Guard(pid, pidfd))
-        snapshot = Snapshot(pid, pidfd, image, options, guard, opened, unseen)
+        snapshot = Snapshot(image, options, opened, unseen)
         try:
-            _dump(snapshot, options, hooks)
+            _dump(snapshot, targets, options, hooks)
         except BaseException:
             snapshot.files.abandon()
             raise
@@ -100,54 +95,45 @@ def _stack(pid: int) -> int:
         return 0
 
 
-def _dump(snapshot: Snapshot, options: DumpOptions, hooks: Hooks) -> None:
+def _dump(snapshot: Snapshot, targets: Targets, options: DumpOptions, hooks: Hooks) -> None:
     log = options.log
-    with engine(snapshot, options.engine, log) as memory:
-        log.stage("prepare")
-        memory.prepare()
-        log.stage("look ahead")
-        with Questions(snapshot.pid, snapshot.guard) as questions, Glance() as glance:
-            look_ahead(snapshot, questions, memory, glance)
-            log.stage("approach")
-            with hooks.paused(snapshot.pid):
-                memory.approach()
-                _freeze(snapshot, options, memory, questions, glance, hooks)
+    targets.begin(snapshot)
+    log.stage("prepare")
+    targets.each(lambda target: target.memory.prepare())
+    log.stage("look ahead")
+    with Glance() as glance:
+        look_ahead(snapshot, targets, glance)
+        log.stage("approach")
+        with hooks.paused(options.pid):
+            targets.each(lambda target: target.memory.approach())
+            _freeze(snapshot, targets, options, glance, hooks)
     write_stats(snapshot, options)
 
 
 def _freeze(
-    snapshot: Snapshot,
-    options: DumpOptions,
-    memory: Engine,
-    questions: Questions,
-    glance: Glance,
-    hooks: Hooks,
+    snapshot: Snapshot, targets: Targets, options: DumpOptions, glance: Glance, hooks: Hooks
 ) -> None:
-    log = options.log
+    log, pid = options.log, options.pid
     log.stage("freeze")
-    with Frozen(snapshot.pid, snapshot.waits) as frozen:
+    with Frozen(pid, targets.generations(), targets.waits) as frozen:
         with uninterrupted():
-            seen = glance.look()
+            seen = targets.settle(frozen, glance.look(), glance)
             snapshot.files.frozen()
             log.stage("tasks and files")
-            with questions.asked(frozen, seen):
-                take_files(snapshot, seen)
-            take_core(snapshot, questions, frozen, seen)
+            take_tasks(snapshot, targets, frozen, seen)
         log.stage("memory")
-        memory.freeze(frozen, seen)
+        take_memory(targets, frozen, seen)
         log.stage("namespaces")
-        take_namespaces(snapshot)
-        hooks.dump(snapshot.pid, snapshot.image)
+        take_namespaces(snapshot, targets)
+        hooks.dump(pid, snapshot.image)
         log.stage("write")
         if options.leave_running:
             frozen.release()
             hooks.resume()
-        put_core(snapshot, questions)
-        memory.finish()
-        write(snapshot)
+        write(snapshot, targets)
         log.stage("seal")
         snapshot.image.seal(ids.inventory())
-        hooks.post_dump(snapshot.pid, snapshot.image)
+        hooks.post_dump(pid, snapshot.image)
         log.stage("let go")
         if options.leave_stopped:
             frozen.leave_stopped()
@@ -158,50 +144,40 @@ def _freeze(
     snapshot.report.freezing_ns, snapshot.report.frozen_ns = frozen.freezing_ns, frozen.frozen_ns
 
 
-def look_ahead(snapshot: Snapshot, questions: Questions, memory: Engine, glance: Glance) -> None:
+def look_ahead(snapshot: Snapshot, targets: Targets, glance: Glance) -> None:
     """Take what will most likely be the same in the freeze, and open what will be read there."""
-    questions.look_ahead(glance)
-    memory.look_ahead(glance)
+    targets.each(lambda target: target.look_ahead(glance))
     snapshot.opened.look_ahead(snapshot.files, glance)
-    snapshot.links.look_ahead(snapshot.files)
+    targets.each(lambda target: target.snapshot.links.look_ahead(snapshot.files))
 
 
-def take_core(snapshot: Snapshot, questions: Questions, frozen: Frozen, seen: Seen) -> None:
-    """Take what a task is but for files and memory, as the kernel gives it."""
-    questions.take(frozen, seen)
-    snapshot.registers = {one.tid: one.resumption.image for one in frozen.threads}
+def take_tasks(snapshot: Snapshot, targets: Targets, frozen: Frozen, seen: Seen) -> None:
+    """Take what tasks are but for memory: all of them answer while we look at open files."""
+    everybody = targets.frozen(frozen)
+    with ExitStack() as asked:
+        for target, process in everybody:
+            asked.enter_context(target.questions.asked(process, seen))
+        snapshot.opened.take(snapshot.files, seen)
+        for target, _ in everybody:
+            target.snapshot.links.take(snapshot.files)
+    for target, process in everybody:
+        target.questions.take(process, seen)
+        registers = {one.tid: one.resumption.image for one in process.threads}
+        target.snapshot.registers = registers
 
 
-def put_core(snapshot: Snapshot, questions: Questions) -> None:
-    """Put together what was taken: the records of all threads, the leader's first."""
-    pid = snapshot.pid
-    snapshot.stat = procfs.parse_stat(questions.stat)
-    snapshot.status = procfs.parse_status(questions.status)
-    snapshot.mm = questions.of_mm()
-    for tid, registers in snapshot.registers.items():
-        if questions.has_seccomp(tid):
-            raise Unsupported(f"thread {tid} of pid {pid} has just got a seccomp filter")
-        state, record, clear_tid = questions.of_thread(tid)
-        core = pb.core_entry(mtype=regs.MACHINE, thread_core=record)
-        regs.dump(registers, state, clear_tid, core)
-        if tid == pid:
-            core.tc.CopyFrom(questions.of_process())
-            core.tc.blk_sigset = state.sigmask
-        else:
-            core.thread_core.blk_sigset = state.sigmask
-        snapshot.cores[tid] = core
+def take_memory(targets: Targets, frozen: Frozen, seen: Seen) -> None:
+    """Have the engines take what they have not saved yet."""
+    if any(target.memory.takes_long for target in targets):
+        frozen.calm()
+    for target, process in targets.frozen(frozen):
+        target.memory.freeze(process, seen)
 
 
-def take_files(snapshot: Snapshot, seen: Seen) -> None:
-    """Dump all open files, and what exe, cwd and root are."""
-    snapshot.opened.take(snapshot.files, seen)
-    snapshot.links.take(snapshot.files)
-
-
-def take_namespaces(snapshot: Snapshot) -> None:
-    """Dump what is in its own namespaces; of our IPC namespace, the segments it has attached."""
-    pid, image, save = snapshot.pid, snapshot.image, snapshot.files.save_shmem
-    attached = snapshot.attached()
+def take_namespaces(snapshot: Snapshot, targets: Targets) -> None:
+    """Dump what is in their own namespaces; of our IPC namespace, what they have attached."""
+    pid, image, save = targets.root, snapshot.image, snapshot.files.save_shmem
+    attached = {key: link for target in targets for key, link in target.snapshot.attached().items()}
     for kind in namespaces.KINDS:
         if not is_ours(kind.name, pid):
             snapshot.own_namespaces.append(kind.name)
@@ -209,39 +185,6 @@ def take_namespaces(snapshot: Snapshot) -> None:
                 kind.dump(Dump(image, ids.namespace(kind.name, own=True), save, attached))
     if "ipc" not in snapshot.own_namespaces:
         ipcshm.dump_attached(Dump(image, ids.namespace("ipc", own=False), save, attached))
-
-
-def write(snapshot: Snapshot) -> None:
-    """Write every image file but the pages, which are there, and the inventory."""
-    pid, image, stat = snapshot.pid, snapshot.image, snapshot.stat
-    snapshot.files.settle()
-    links = snapshot.links.ids
-    snapshot.mm.exe_file_id = links["exe"]
-    snapshot.mm.vmas.extend(snapshot.vmas)
-    image.write("mm", snapshot.mm, id=pid)
-    for tid, core in snapshot.cores.items():
-        image.write("core", core, id=tid)
-    fs = pb.fs_entry(cwd_id=links["cwd"], root_id=links["root"], umask=snapshot.status.umask)
-    image.write("fs", fs, id=pid)
-    image.write("ids", ids.task_ids(snapshot.own_namespaces), id=pid)
-    image.write("fdinfo", *snapshot.opened.entries(), id=ids.FILES_ID)
-    image.write("files", *snapshot.entries)
-    tree = pb.pstree_entry(
-        pid=pid, ppid=0, pgid=stat.pgrp, sid=stat.session, threads=list(snapshot.cores)
-    )
-    image.write("pstree", tree)
-    image.write("seccomp", pb.seccomp_entry())
-    image.write("timens", timens(), id=0)
-    snapshot.files.close()
-
-
-def timens() -> pb.timens_entry:
-    """Return the clocks of the moment, which a restore on another boot would need."""
-    monotonic, boottime = time.clock_gettime_ns(time.CLOCK_MONOTONIC), time.clock_gettime_ns(7)
-    return pb.timens_entry(
-        monotonic=pb.timespec(tv_sec=monotonic // 10**9, tv_nsec=monotonic % 10**9),
-        boottime=pb.timespec(tv_sec=boottime // 10**9, tv_nsec=boottime % 10**9),
-    )
 
 
 def write_stats(snapshot: Snapshot, options: DumpOptions) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Protocol, Self
 
 from ckpt.errors import KernelError
-from ckpt.freeze import Frozen
+from ckpt.freeze import FrozenProcess
 from ckpt.image import pb
 from ckpt.image.pages import PAGE, PageWriter
 from ckpt.kernel.glance import Glance, Seen
@@ -15,11 +15,16 @@ from ckpt.kernel.maps import smaps
 from ckpt.kernel.pagemap import Region
 from ckpt.log import Log
 from ckpt.memory import pages, vmas
-from ckpt.snapshot import Snapshot, mapped_file, open_proc
+from ckpt.snapshot import TaskSnapshot, mapped_file, open_proc
 
 
 class Engine(Protocol):
-    """Saves memory around the freeze; a context manager that leaves nothing with the process."""
+    """Saves memory around the freeze; a context manager that leaves nothing with the process.
+
+    takes_long says of an engine that it copies all there is in the freeze.
+    """
+
+    takes_long: bool
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -36,7 +41,7 @@ class Engine(Protocol):
     def approach(self) -> None:
         """Do what is to be done at last: the freeze comes right after it."""
 
-    def freeze(self, frozen: Frozen, seen: Seen) -> None:
+    def freeze(self, frozen: FrozenProcess, seen: Seen) -> None:
         """Take the rest; the process is stopped, and this is the instant of the image."""
 
     def finish(self) -> None:
@@ -46,7 +51,9 @@ class Engine(Protocol):
 class Stop:
     """Copies everything while the process is stopped."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    takes_long = True
+
+    def __init__(self, snapshot: TaskSnapshot) -> None:
         self.snapshot = snapshot
 
     def __enter__(self) -> Self:
@@ -64,16 +71,15 @@ class Stop:
     def approach(self) -> None:
         """Nothing either."""
 
-    def freeze(self, frozen: Frozen, seen: Seen) -> None:
+    def freeze(self, frozen: FrozenProcess, seen: Seen) -> None:
         """Copy all private pages; shared objects are saved as their mappings come up."""
-        frozen.calm()
         take_memory(self.snapshot)
 
     def finish(self) -> None:
         """Nothing is left to do."""
 
 
-def take_memory(snapshot: Snapshot) -> None:
+def take_memory(snapshot: TaskSnapshot) -> None:
     """Copy all private pages; shared objects are saved as their mappings come up."""
     pid, report = snapshot.pid, snapshot.report
     since = time.monotonic_ns()
@@ -103,10 +109,10 @@ def take_memory(snapshot: Snapshot) -> None:
     finally:
         os.close(pagemap)
         os.close(mem)
-    report.copying_ns = time.monotonic_ns() - since
+    report.copying_ns += time.monotonic_ns() - since
 
 
-def engine(snapshot: Snapshot, name: str, log: Log) -> Engine:
+def engine(snapshot: TaskSnapshot, name: str, log: Log) -> Engine:
     """Return the engine of that name: `stop`, `live`, `fork`, or `auto`: live if that can be."""
     options = snapshot.files.options
     # A process that is not to run on gains nothing by a copy of it that it would have to wait for.

@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 
 from ckpt.child import Child, Undertaker, ask, bury, kill
 from ckpt.errors import CkptError, KernelError, NoSuchTask, TargetDied
-from ckpt.freeze import Frozen
+from ckpt.freeze import FrozenProcess
 from ckpt.image import pb
 from ckpt.image.pages import PAGE, PageWriter
 from ckpt.infect import Errand
@@ -31,7 +31,7 @@ from ckpt.memory import pages, vmas
 from ckpt.memory.layout import Range, subtract, union
 from ckpt.memory.pace import Pace
 from ckpt.memory.vmas import MAP_HUGETLB
-from ckpt.snapshot import Snapshot, open_proc
+from ckpt.snapshot import TaskSnapshot, open_proc
 
 _DONTNEED, _DONTFORK, _WIPEONFORK = 4, 10, 18  # MADV_*
 _ROOM = 32 << 10
@@ -53,7 +53,9 @@ class Kept(NamedTuple):
 class Fork:
     """The engine that saves a copy-on-write child; a context manager around it all."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    takes_long = False
+
+    def __init__(self, snapshot: TaskSnapshot) -> None:
         self.snapshot, self.pid = snapshot, snapshot.pid
         self._log = snapshot.files.options.log
         self._pace = Pace(snapshot.files.options.max_rate)
@@ -107,7 +109,7 @@ class Fork:
     def approach(self) -> None:
         """Nothing is left to do."""
 
-    def freeze(self, frozen: Frozen, seen: Seen) -> None:
+    def freeze(self, frozen: FrozenProcess, seen: Seen) -> None:
         """Make the child, and copy what it does not get. The process is stopped."""
         self._mappings.take(seen)
         self.snapshot.vmas = self._mappings.vmas
@@ -117,7 +119,7 @@ class Fork:
         if alone := [entry for entry in self.snapshot.vmas if _is_not_inherited(entry)]:
             self._keep(alone)
 
-    def _fork(self, frozen: Frozen) -> None:
+    def _fork(self, frozen: FrozenProcess) -> None:
         one = frozen.leader
         one.tracee.set_options(Options.SYSGOOD | Options.CLONE)
         try:
@@ -161,7 +163,7 @@ class Fork:
             self._check(child)
             self._save(child)
         self._end()
-        self.snapshot.report.copying_ns = time.monotonic_ns() - since
+        self.snapshot.report.copying_ns += time.monotonic_ns() - since
 
     @contextmanager
     def _alive(self) -> Iterator[None]:
@@ -204,8 +206,8 @@ class Fork:
                 guards = self._copy(child, mem, writer)
         finally:
             os.close(mem)
-        report.memory.scanned = sum(e.end - e.start for e in snapshot.vmas) // PAGE
-        report.memory.written = writer.size // PAGE
+        report.memory.scanned += sum(e.end - e.start for e in snapshot.vmas) // PAGE
+        report.memory.written += writer.size // PAGE
         snapshot.vmas = vmas.merged_vvar(snapshot.vmas) + guards
 
     def _lay_out(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stop all threads of a process together, and let them go again whatever happens.
+"""Stop all threads of processes together, and let them go again whatever happens.
 
 A thread that stops in a system call is at once given registers with which it goes on by itself
 (`task.restart`), so that from then on our death costs it nothing.
@@ -8,11 +8,12 @@ A thread that stops in a system call is at once given registers with which it go
 import os
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from ckpt.errors import NoSuchTask, TargetDied
+from ckpt.errors import NoSuchTask, NotPermitted, TargetDied, Unsupported
 from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import Regs
@@ -50,32 +51,58 @@ class FrozenThread:
         return self.tracee.tid
 
 
-class Frozen:
-    """A process that is stopped as long as the `with` block lasts, unless it is killed in it.
+class FrozenProcess:
+    """A process of those that are stopped; its threads, the leader first."""
 
-    earlier are the waits of a stop before this one. threads has the leader first. frozen_ns is how
-    long it was stopped, freezing_ns how long it took until the last thread had stopped. Raises
-    NoSuchTask, NotPermitted (traced by somebody else), TargetDied.
+    __slots__ = ("pid", "threads")
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.threads: list[FrozenThread] = []
+
+    @property
+    def leader(self) -> FrozenThread:
+        """The thread whose id is the process's."""
+        return self.threads[0]
+
+
+class Frozen:
+    """Processes that are stopped as long as the `with` block lasts, unless they are killed in it.
+
+    pid is the root of a tree; below are its descendants, generation by generation. They are stopped
+    in this order: who has called vfork(2) stops when its child executes, so that has to run. Who
+    has ended meanwhile is not among the processes. earlier are the waits of a stop before this one.
+    frozen_ns is how long they were
+    stopped, freezing_ns how long it took until the last thread had stopped. Raises NoSuchTask,
+    NotPermitted (traced by somebody else), TargetDied.
     """
 
-    def __init__(self, pid: int, earlier: dict[int, Wait] | None = None) -> None:
+    def __init__(
+        self,
+        pid: int,
+        below: Iterable[Iterable[int]] = (),
+        earlier: dict[int, Wait] | None = None,
+    ) -> None:
         self.pid = pid
+        self._generations = [[FrozenProcess(one) for one in pids] for pids in ([pid], *below)]
+        self.processes: dict[int, FrozenProcess] = {}
         self._earlier = earlier or {}
-        self.threads: list[FrozenThread] = []
         self.freezing_ns = self.frozen_ns = 0
         self._since = 0
         self._seized: dict[int, Tracee] = {}
+        self._process: dict[int, FrozenProcess] = {}  # by tid
         self._sleeps = Sleeps()
         self._policy: tuple[int, os.sched_param] | None = None
 
     def __enter__(self) -> Self:
         try:
-            self._seize(procfs.threads(self.pid))
+            seized = [self._seize(generation) for generation in self._generations]
             self._sleeps.look(self._seized)
             self._hurry()
             self._since = time.monotonic_ns()
             with uninterrupted():
-                self._stop()
+                for generation, tracees in zip(self._generations, seized, strict=True):
+                    self._stop(tracees, generation)
             self.freezing_ns = time.monotonic_ns() - self._since
         except BaseException:
             self.release()
@@ -90,38 +117,74 @@ class Frozen:
     ) -> None:
         self.release()
 
+    def add(self, pids: Iterable[int]) -> None:
+        """Stop others as well: children that there were not when we looked."""
+        new = [FrozenProcess(pid) for pid in pids]
+        self._stop(self._seize(new), new)
+        self.freezing_ns = time.monotonic_ns() - self._since
+
     @property
     def waits(self) -> dict[int, Wait]:
         """What this stop has interrupted and the kernel goes on with, for the next stop."""
-        found = {one.tid: one.resumption.wait for one in self.threads}
+        everybody = [one for process in self.processes.values() for one in process.threads]
+        found = {one.tid: one.resumption.wait for one in everybody}
         return {tid: wait for tid, wait in found.items() if wait}
 
     @property
+    def threads(self) -> list[FrozenThread]:
+        """The root's threads, its leader first."""
+        return self.processes[self.pid].threads
+
+    @property
     def leader(self) -> FrozenThread:
-        """The thread whose id is the process's."""
+        """The root's first thread."""
         return self.threads[0]
 
-    def _seize(self, tids: list[int]) -> list[Tracee]:
+    def _seize(self, processes: Iterable[FrozenProcess]) -> list[Tracee]:
+        """Seize the threads that are not yet; those and whole processes may end at any time."""
         fresh = []
-        for tid in tids:
-            if tid in self._seized:
-                continue
-            with suppress(NoSuchTask):  # a thread may end at any time
-                self._seized[tid] = Tracee(tid, Options.SYSGOOD)
-                fresh.append(self._seized[tid])
+        for process in processes:
+            with suppress(NoSuchTask):
+                for tid in procfs.threads(process.pid):
+                    if tid not in self._seized and (tracee := self._seize_one(tid)):
+                        self._process[tid] = process
+                        fresh.append(tracee)
         return fresh
 
-    def _stop(self) -> None:
-        """Stop every thread, and those that they still made meanwhile."""
-        fresh = list(self._seized.values())
+    def _seize_one(self, tid: int) -> Tracee | None:
+        try:
+            self._seized[tid] = Tracee(tid, Options.SYSGOOD)
+        except NoSuchTask:
+            return None
+        except NotPermitted:  # so it is for who has ended and was not waited for, too
+            if tid != self.pid and procfs.is_ending(tid):
+                return None
+            raise
+        return self._seized[tid]
+
+    def _stop(self, fresh: list[Tracee], processes: list[FrozenProcess]) -> None:
+        """Stop every thread of processes, and those that they still made meanwhile."""
+        self.processes.update((process.pid, process) for process in processes)
         while fresh:
             for tracee in fresh:
                 with suppress(NoSuchTask):
                     tracee.interrupt()
             self._await_all(fresh)
-            fresh = self._seize(procfs.threads(self.pid))
-        if not self.threads or self.leader.tid != self.pid:
-            raise NoSuchTask(f"pid {self.pid}: it ended, or its first thread did")
+            fresh = self._seize(processes)
+        for process in processes:
+            self._check(process)
+
+    def _check(self, process: FrozenProcess) -> None:
+        """See that the first thread of a process is there; a child that has ended is left out."""
+        pid = process.pid
+        process.threads.sort(key=lambda thread: thread.tid != pid)
+        if process.threads and process.leader.tid == pid:
+            return
+        if pid == self.pid:
+            raise NoSuchTask(f"pid {pid}: it ended, or its first thread did")
+        if process.threads:
+            raise Unsupported(f"pid {pid}: its first thread has ended, others have not")
+        del self.processes[pid]
 
     def _await_all(self, fresh: list[Tracee]) -> None:
         """Wait for the stops we asked for, and see at once to how each thread goes on.
@@ -135,13 +198,13 @@ class Frozen:
             signals = {tracee: self._stopped_by(tracee) for tracee in fresh}
             stopped |= {tracee: signo for tracee, signo in signals.items() if signo is not None}
             fresh = [one for one in fresh if one not in stopped and one.tid in self._seized]
-            self.threads = [one for one in self.threads if not self._is_dead(one.tracee)]
+            for process in self.processes.values():
+                process.threads = [one for one in process.threads if not self._is_dead(one.tracee)]
         asleep = self._sleeps.still()
         for (tracee, signo), state in zip(stopped.items(), take([*stopped]), strict=True):
             tid = tracee.tid
             way = resumption(tracee, state, asleep.get(tid), self._since, self._earlier.get(tid))
-            self.threads.append(FrozenThread(tracee, signo, state, way))
-        self.threads.sort(key=lambda thread: thread.tid != self.pid)
+            self._process[tid].threads.append(FrozenThread(tracee, signo, state, way))
 
     def _living(self) -> list[Tracee]:
         return [tracee for tracee in [*self._seized.values()] if not self._is_dead(tracee)]
@@ -208,15 +271,18 @@ class Frozen:
             self._since = 0
 
     def leave_stopped(self) -> None:
-        """Let the process go, but into a group stop: only SIGCONT makes it run again."""
-        os.kill(self.pid, signal.SIGSTOP)
+        """Let them go, but into a group stop: only SIGCONT makes them run again."""
+        for pid in self.processes:
+            os.kill(pid, signal.SIGSTOP)
         self.release()
 
     def kill(self) -> None:
-        """Kill the process and see it dead."""
-        os.kill(self.pid, signal.SIGKILL)
-        # The leader's end is told last, when all other threads have been waited for.
-        for tid in sorted(self._seized, key=lambda tid: tid == self.pid):
+        """Kill the processes and see them dead."""
+        for pid in self.processes:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        # A leader's end is told last, when all other threads have been waited for.
+        for tid in sorted(self._seized, key=lambda tid: tid in self.processes):
             reap(tid)
         self._seized.clear()
         self._thawed()

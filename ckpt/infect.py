@@ -14,8 +14,8 @@ from struct import Struct
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from ckpt.errors import KernelError, TargetDied, Unsupported
-from ckpt.freeze import Frozen, FrozenThread
+from ckpt.errors import KernelError, TargetDied
+from ckpt.freeze import Frozen, FrozenProcess, FrozenThread
 from ckpt.guard import Guard
 from ckpt.image import pb
 from ckpt.interrupt import uninterrupted
@@ -161,14 +161,13 @@ class Questions:
         glance.add(*(f"/proc/{self.pid}/task/{tid}/children" for tid in self._threads))
 
     @contextmanager
-    def asked(self, frozen: Frozen, seen: Seen) -> Iterator[None]:
+    def asked(self, frozen: FrozenProcess, seen: Seen) -> Iterator[None]:
         """Have all threads of the frozen process answer while the block does something else.
 
         seen is what a glance has told of it since it stands still. When the block is left they
         are as they were.
         """
         self._program.check(seen.read(self.pid, "maps"))
-        self._check_alone(frozen, seen)
         timers = procfs.parse_timers(seen.read(self.pid, "timers"))
         if timers != self._timers:
             self._build_leader(timers)
@@ -194,16 +193,7 @@ class Questions:
     def _of(self, one: FrozenThread) -> Batch:
         return self._of_thread(one.tid).batch
 
-    def _check_alone(self, frozen: Frozen, seen: Seen) -> None:
-        """Refuse children that came since we looked for them. Raises Unsupported."""
-        for one in frozen.threads:
-            if born := seen.read(self.pid, f"task/{one.tid}/children"):
-                raise Unsupported(
-                    f"pid {self.pid} has children ({born.decode().strip()}): not supported yet",
-                    hint="it has just made them: dump it when it has none",
-                )
-
-    def take(self, frozen: Frozen, seen: Seen) -> None:
+    def take(self, frozen: FrozenProcess, seen: Seen) -> None:
         """Take what the answers are to be put together with, while the process is stopped."""
         self._process = process.take(frozen.leader.tracee, frozen.leader.stop_signal, seen.read)
         self._auxv = seen.read(self.pid, "auxv")
@@ -313,7 +303,7 @@ class Errand:
         self.segment.close()
 
     @contextmanager
-    def lent(self, frozen: Frozen) -> Iterator[Remote]:
+    def lent(self, frozen: Frozen | FrozenProcess) -> Iterator[Remote]:
         """Lend the thread, to be infected; when the block ends it is as it was."""
         self._program.check(procfs.read(self.pid, "maps"))
         one = frozen.leader

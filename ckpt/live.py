@@ -19,7 +19,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from ckpt.errors import CkptError, KernelError, TargetDied
-from ckpt.freeze import Frozen
+from ckpt.freeze import FrozenProcess
 from ckpt.image import pb
 from ckpt.image.hot import write_hot
 from ckpt.image.pages import PAGE, PageWriter
@@ -37,7 +37,7 @@ from ckpt.memory.pace import Pace
 from ckpt.memory.spool import Spool
 from ckpt.memory.tracker import Pages, Tracker, each_once, ranges_of
 from ckpt.memory.vmas import Status
-from ckpt.snapshot import Pass, Snapshot, Unseen, open_proc
+from ckpt.snapshot import Pass, TaskSnapshot, Unseen, open_proc
 
 _ENOUGH = 64  # pages: copying so few costs the freeze less than another pass would save
 _PASSES = 64
@@ -54,7 +54,9 @@ class Live:
     Making it raises KernelError where a userfaultfd is not to be had.
     """
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    takes_long = False
+
+    def __init__(self, snapshot: TaskSnapshot) -> None:
         self.snapshot, self.pid = snapshot, snapshot.pid
         self.passes: list[Pass] = []
         self._pace = Pace(snapshot.files.options.max_rate)
@@ -189,7 +191,7 @@ class Live:
 
     # --- in the freeze
 
-    def freeze(self, frozen: Frozen, seen: Seen) -> None:
+    def freeze(self, frozen: FrozenProcess, seen: Seen) -> None:
         """Take the log's last pages, and all that it could not see. The process is stopped."""
         with _alive(self.pid):
             self._tracker.drain()
@@ -241,10 +243,11 @@ class Live:
         spool.arrange(wanted)
         spool.close()
         self._writer.close()
-        snapshot.report.passes, snapshot.report.faults = self.passes, self._tracker.faults
-        snapshot.report.copying_ns = sum(one.took_ns for one in self.passes)
-        snapshot.report.memory.scanned = sum(e.end - e.start for e in snapshot.vmas) // PAGE
-        snapshot.report.memory.written = self._writer.size // PAGE
+        snapshot.report.passes += self.passes
+        snapshot.report.faults += self._tracker.faults
+        snapshot.report.copying_ns += sum(one.took_ns for one in self.passes)
+        snapshot.report.memory.scanned += sum(e.end - e.start for e in snapshot.vmas) // PAGE
+        snapshot.report.memory.written += self._writer.size // PAGE
         snapshot.vmas = vmas.merged_vvar(snapshot.vmas) + guards
 
     def _verify(self) -> None:
@@ -264,7 +267,7 @@ class Live:
             tracked = [(e.start, e.end) for e in smaps(self.pid) if _UFFD_WP in e.vm_flags]
             unseen = intersect(unseen, tracked)
         if unseen:
-            raise Unseen(unseen)
+            raise Unseen(self.pid, unseen)
 
     def _unseen(self) -> list[Range]:
         """Return the pages that are not protected though they are not in the log; not for sure.

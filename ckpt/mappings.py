@@ -14,13 +14,13 @@ from ckpt.kernel import procfs
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.maps import MapsEntry, SmapsEntry, parse_maps, smaps
 from ckpt.memory import vmas
-from ckpt.snapshot import Led, Snapshot, led, mapped_file
+from ckpt.snapshot import Led, TaskSnapshot, led, mapped_file
 
 
 class Mappings:
     """Which mappings there were when we looked, and their records."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: TaskSnapshot) -> None:
         self._snapshot = snapshot
         self._text = b""
         self._known: dict[MapsEntry, pb.vma_entry] = {}

@@ -7,7 +7,6 @@ from contextlib import suppress
 from ckpt import namespaces
 from ckpt.errors import KernelError, NoSuchTask, NotPermitted, OptionsError, Unsupported
 from ckpt.files import external
-from ckpt.files.opened import OpenFiles
 from ckpt.kernel import features, maps, procfs
 from ckpt.kernel.kcmp import Kcmp, kcmp
 from ckpt.kernel.maps import SmapsEntry
@@ -36,8 +35,11 @@ def check_pid(pid: int) -> None:
         raise OptionsError(f"pid {pid} is a thread", hint=f"dump its process, {tgid}")
 
 
-def check(pid: int, opened: OpenFiles, options: DumpOptions) -> None:
-    """Raise what is wrong with the target: a subclass of CkptError, most often Unsupported."""
+def check(pid: int, root: int, options: DumpOptions) -> None:
+    """Raise what is wrong with a process of the tree: mostly Unsupported.
+
+    What is wrong with an open file its kind says.
+    """
     external.check(options.external)
     status, stat = procfs.status(pid), procfs.stat(pid)
     _check_identity(pid, status, stat)
@@ -49,14 +51,36 @@ def check(pid: int, opened: OpenFiles, options: DumpOptions) -> None:
         )
     _check_program(pid)
     _check_alone(pid, status)
-    _check_session(pid, stat, options)
-    opened.check(options)  # first: a mapping has no number to be named by
+    if pid == root:
+        _check_session(pid, stat, options)
+    else:
+        _check_with(pid, root)
+
+
+def check_memory(pid: int, options: DumpOptions) -> None:
+    """Raise what is wrong with a mapping of a process; wait for a lazy restore to be through."""
     mappings = _with_all_pages(pid, options)
     for mapping in mappings:
         vmas.check(pid, mapping)
     if segments := {one.inode for one in mappings if vmas.is_sysv(vmas.status_of(one))}:
         with entered("ipc", pid):
             ipcshm.check(pid, segments)
+
+
+def _check_with(pid: int, root: int) -> None:
+    """Refuse what a process of the tree has of its own, or shares, that no record can say."""
+    its, roots = procfs.namespaces(pid), procfs.namespaces(root)
+    if own := [kind for kind, ino in its.items() if ino != roots.get(kind)]:
+        raise Unsupported(
+            f"pid {pid} is in another {own[0]} namespace than pid {root}: not supported yet"
+        )
+    parent = procfs.stat(pid).ppid
+    for kind, word in ((Kcmp.VM, "memory"), (Kcmp.SIGHAND, "signal handlers")):
+        if not kcmp(kind, pid, parent):
+            raise Unsupported(
+                f"pid {pid} shares its {word} with its parent (CLONE_VM, vfork): not supported yet",
+                hint="after a vfork it is over as soon as the child executes: try again",
+            )
 
 
 def _with_all_pages(pid: int, options: DumpOptions) -> list[SmapsEntry]:
@@ -124,12 +148,6 @@ def _check_program(pid: int) -> None:
 
 
 def _check_alone(pid: int, status: Status) -> None:
-    children = procfs.children(pid)
-    if children:
-        raise Unsupported(
-            f"pid {pid} has children ({', '.join(map(str, children[:5]))}): not supported yet",
-            hint="dump a process without children",
-        )
     if status.seccomp:
         raise Unsupported(f"pid {pid} has a seccomp filter: not supported yet")
     _check_threads(pid)

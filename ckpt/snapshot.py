@@ -2,10 +2,11 @@
 """What is taken of a process for its image, by whatever engine, and what the dump has to report."""
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ckpt.errors import CkptError, KernelError
-from ckpt.files.kind import Dump
+from ckpt.files.kind import Dump, OpenFile
 from ckpt.files.mapped import save_mapped
 from ckpt.files.opened import OpenFiles
 from ckpt.guard import Guard
@@ -32,9 +33,9 @@ class Pass(NamedTuple):
 class Unseen(CkptError):
     """Memory that has changed while it was saved, without our being told: the image is not true."""
 
-    def __init__(self, ranges: list[Range]) -> None:
+    def __init__(self, pid: int, ranges: list[Range]) -> None:
         super().__init__(
-            f"memory has changed unseen at {ranges[0][0]:#x}, and again each time it was saved",
+            f"memory of pid {pid} has changed unseen at {ranges[0][0]:#x}, each time it was saved",
             hint="--engine stop copies it while the process stands still",
         )
         self.ranges = ranges
@@ -55,45 +56,25 @@ class DumpReport:
 
 
 class Snapshot:
-    """What is taken of a frozen process, to be written when it runs again."""
+    """What is taken of a tree of processes, to be written when it runs again."""
 
     def __init__(
-        self,
-        pid: int,
-        pidfd: int,
-        image: ImageDir,
-        options: DumpOptions,
-        guard: Guard,
-        opened: OpenFiles,
-        unseen: list[Range],
+        self, image: ImageDir, options: DumpOptions, opened: OpenFiles, unseen: list[Range]
     ) -> None:
-        self.pid, self.pidfd, self.image, self.guard = pid, pidfd, image, guard
-        self.opened, self.links = opened, Links(pid)
-        self.unseen = unseen
-        """Memory that is not to be saved before the freeze: earlier it has changed unseen."""
-        self.report = DumpReport(pid)
-        self.waits: dict[int, Wait] = {}
+        self.image, self.opened, self.unseen = image, opened, unseen
+        self.report = DumpReport(options.pid)
+        self.tasks: dict[int, TaskSnapshot] = {}
         self.entries: list[pb.file_entry] = []
-        self.vmas: list[pb.vma_entry] = []
-        self._attached: tuple[list[pb.vma_entry], dict[int, str]] = [], {}
-        self.cores: dict[int, pb.core_entry] = {}
-        self.registers: dict[int, Regs] = {}
-        """Of each thread, as they are to be saved."""
         self.own_namespaces: list[str] = []
-        self.mm: pb.mm_entry
-        self.stat: procfs.Stat
-        self.status: procfs.Status
         self._ids = self._pages_ids = 0
         self.files = Dump(
             image, options, self._save_shmem, self._next_id, self.entries.append, root="/"
         )
-        self.files.promise = guard.promise
+        self.files.promise = self._promise
 
-    def attached(self) -> dict[int, str]:
-        """Return the System V segments that the mappings are of: see sysv.links."""
-        if self._attached[0] is not self.vmas:
-            self._attached = self.vmas, sysv.links(self.pid, self.vmas)
-        return self._attached[1]
+    def _promise(self, file: OpenFile, level: int, option: int, value: int) -> Callable[[], None]:
+        guard = self.tasks[file.pid].guard
+        return guard.promise(file.number, file.stat.st_ino, level, option, value)
 
     def _next_id(self) -> int:
         self._ids += 1
@@ -109,6 +90,32 @@ class Snapshot:
             counts = shmem.save(self.image, shmid, self.pages_id(), fd, size)
             self.report.shared.scanned += counts.scanned
             self.report.shared.written += counts.written
+
+
+class TaskSnapshot:
+    """What is taken of one process of a tree. unseen is memory that has changed unseen earlier."""
+
+    def __init__(self, pid: int, pidfd: int, guard: Guard, tree: Snapshot) -> None:
+        self.pid, self.pidfd, self.guard, self.tree = pid, pidfd, guard, tree
+        self.image, self.report, self.files = tree.image, tree.report, tree.files
+        self.opened, self.unseen = tree.opened, tree.unseen
+        self.pages_id = tree.pages_id
+        self.links = Links(pid)
+        self.waits: dict[int, Wait] = {}
+        self.vmas: list[pb.vma_entry] = []
+        self._attached: tuple[list[pb.vma_entry], dict[int, str]] = [], {}
+        self.cores: dict[int, pb.core_entry] = {}
+        self.registers: dict[int, Regs] = {}
+        """Of each thread, as they are to be saved."""
+        self.mm: pb.mm_entry
+        self.stat: procfs.Stat
+        self.status: procfs.Status
+
+    def attached(self) -> dict[int, str]:
+        """Return the System V segments that the mappings are of: see sysv.links."""
+        if self._attached[0] is not self.vmas:
+            self._attached = self.vmas, sysv.links(self.pid, self.vmas)
+        return self._attached[1]
 
 
 class Links:
@@ -174,7 +181,7 @@ def open_proc(pid: int, name: str) -> int:
         raise KernelError(error.errno or 0, f"opening /proc/{pid}/{name}") from error
 
 
-def mapped_file(snapshot: Snapshot, mapping: SmapsEntry, flags: int) -> int:
+def mapped_file(snapshot: TaskSnapshot, mapping: SmapsEntry, flags: int) -> int:
     """Save the file behind a mapping, by the link that map_files has for it."""
     link = f"/proc/{snapshot.pid}/map_files/{mapping.start:x}-{mapping.end:x}"
     return save_link(link, snapshot.files)

@@ -99,13 +99,11 @@ class LoadShmem(Protocol):
 class Promise(Protocol):
     """Has an option of a target's socket set should we die before the promise is kept."""
 
-    def __call__(
-        self, number: int, inode: int, level: int, option: int, value: int
-    ) -> Callable[[], None]:
-        """Return what is to be called when it is kept; number and inode say which socket."""
+    def __call__(self, file: OpenFile, level: int, option: int, value: int) -> Callable[[], None]:
+        """Return what is to be called when it is kept."""
 
 
-def _unheard(number: int, inode: int, level: int, option: int, value: int) -> Callable[[], None]:
+def _unheard(file: OpenFile, level: int, option: int, value: int) -> Callable[[], None]:
     return lambda: None
 
 
@@ -287,7 +285,7 @@ class Dump:
 
         The target is stopped meanwhile, and whoever puts it right if we die sets the value too.
         """
-        kept = self.promise(file.number, file.stat.st_ino, level, option, value)
+        kept = self.promise(file, level, option, value)
         try:
             yield
         finally:

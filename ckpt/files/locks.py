@@ -80,6 +80,14 @@ def dump(file: OpenFile, out: Dump) -> None:
         out.writer("filelocks").append(_entry(file, lock))
 
 
+def dump_own(file: OpenFile, out: Dump) -> None:
+    """Write only those locks that belong to the process: the open file is another's as well."""
+    check(file, out.options)
+    for lock in file.info.locks:
+        if _FLAGS[lock.kind] == _POSIX:
+            out.writer("filelocks").append(_entry(file, lock))
+
+
 def _entry(file: OpenFile, lock: Lock) -> pb.file_lock_entry:
     return pb.file_lock_entry(
         flag=_FLAGS[lock.kind],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The open files of a target: fetched and recorded while it runs, looked at again in the freeze.
+"""The open files of a tree: fetched and recorded while it runs, looked at again in the freeze.
 
 Each open file is fetched once by pidfd_getfd; descriptors that share one (dup) are found by kcmp,
 and the first kind that claims a file dumps it. Nearly all that a kind writes can be written ahead
@@ -20,7 +20,7 @@ from functools import cmp_to_key, partial
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
-from ckpt.errors import CkptError, KernelError, Unsupported
+from ckpt.errors import CkptError, KernelError, NoSuchTask, Unsupported
 from ckpt.files import KINDS, locks
 from ckpt.files.kind import F_GETOWN_EX, Dump, FileKind, Held, OpenFile
 from ckpt.image import pb
@@ -28,20 +28,41 @@ from ckpt.kernel import procfs
 from ckpt.kernel.arch import NR
 from ckpt.kernel.fdinfo import FdInfo, parse_fdinfo
 from ckpt.kernel.files import as_many_as_we_may
-from ckpt.kernel.glance import NOTHING, Glance, Seen
+from ckpt.kernel.glance import NOTHING, Glance, Part, Seen
 from ckpt.kernel.kcmp import Kcmp, kcmp, same_files
 from ckpt.kernel.pidfd import pidfd_getfd
 from ckpt.options import DumpOptions
 
 FD_CLOEXEC = fcntl.FD_CLOEXEC
 _UNKNOWN = object()
+_NOTHING: frozenset[str] = frozenset()
 _NO_OWNER = bytes(8)
 _OURS = 256  # descriptors that we need for other things, more than enough
 _DIRENT = 32  # bytes of a struct linux_dirent64 with a number for its name
 
 
+class Place(NamedTuple):
+    """Where an open file is: a process, and a number of its table."""
+
+    pid: int
+    number: int
+
+    @property
+    def info(self) -> str:
+        """Its fdinfo, below /proc/PID."""
+        return f"fdinfo/{self.number}"
+
+
+class _Table(NamedTuple):
+    """A table of descriptors: a process that has it, and the open /proc/PID/fd."""
+
+    pid: int
+    pidfd: int
+    directory: int
+
+
 class Descriptor(NamedTuple):
-    """A number of the target's table, with what fdinfo says of its file."""
+    """A number of a process's table, with what fdinfo says of its file."""
 
     number: int
     link: str
@@ -54,17 +75,17 @@ class Descriptor(NamedTuple):
 
 
 class Opened:
-    """One open file of the target: our copy of it, its numbers, and what was dumped ahead."""
+    """One open file: our copy of it, where it is, and what was dumped ahead."""
 
     __slots__ = (
-        "fd", "file", "file_id", "glimpse", "has_owner", "held", "kind", "link", "numbers", "seen",
+        "fd", "file", "file_id", "glimpse", "has_owner", "held", "kind", "link", "places", "seen",
         "told",
     )  # fmt: skip
 
     def __init__(self, fd: int, link: str) -> None:
         self.fd, self.link = fd, link
         self.file_id = 0
-        self.numbers: list[int] = []
+        self.places: list[Place] = []
         self.kind: type[FileKind] | None = None
         self.file: OpenFile | None = None
         self.has_owner = False
@@ -81,96 +102,118 @@ class Opened:
 
 
 class OpenFiles:
-    """All open files of a process, a context manager around our copies of them.
+    """All open files of a tree, a context manager around our copies of them.
 
     So we have as many as it has, and twice as many if we may.
     """
 
-    def __init__(self, pid: int, pidfd: int, kinds: tuple[type[FileKind], ...] = ()) -> None:
+    def __init__(self, kinds: tuple[type[FileKind], ...] = ()) -> None:
         self._kinds = (*kinds, *KINDS)
         self._most = as_many_as_we_may()
-        self.pid, self._pidfd = pid, pidfd
-        self._by_number: dict[int, Opened] = {}
+        self._tables: dict[int, _Table] = {}
+        self._parts: dict[int, Part] = {}
+        self._by_place: dict[Place, Opened] = {}
         self._links: frozenset[str] = frozenset()
         self._seen = self._ahead = Seen({})
-        self._table = NOTHING
-        self._infos: list[tuple[str, Opened]] = []
+        self._infos: list[tuple[Place, Opened]] = []
         self._gone: list[Opened] = []
-        self._directory = -1
         self._carried: dict[int, Opened] = {}  # by our copies of their descriptors
 
     def __enter__(self) -> Self:
-        try:
-            self._directory = os.open(f"/proc/{self.pid}/fd", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise KernelError(error.errno or 0, f"opening /proc/{self.pid}/fd") from error
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._directory)
-        for one in self._all():
-            os.close(one.fd)
-        self._by_number.clear()
+        for pid in [*self._tables]:
+            self.leave_out(pid)
         self._drop_carried()
+
+    def add(self, pid: int, pidfd: int) -> None:
+        """Take in the table of a process, which is not another's as well."""
+        try:
+            directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NoSuchTask(f"pid {pid}: it has ended") from None
+        except OSError as error:
+            raise KernelError(error.errno or 0, f"opening /proc/{pid}/fd") from error
+        self._tables[pid] = _Table(pid, pidfd, directory)
+
+    def leave_out(self, pid: int) -> None:
+        """Forget the table of a process, if it was taken in."""
+        table = self._tables.pop(pid, None)
+        if table:
+            os.close(table.directory)
+            self._parts.pop(pid, None)
+            for place in [place for place in self._by_place if place.pid == pid]:
+                self._forget(place)
 
     def _all(self) -> list[Opened]:
         """Return the open files, each once, by their lowest numbers."""
-        numbers = sorted(self._by_number)
-        return list(dict.fromkeys(self._by_number[number] for number in numbers))
+        places = sorted(self._by_place)
+        return list(dict.fromkeys(self._by_place[place] for place in places))
 
     # --- which there are
 
     def look(self) -> bool:
         """Fetch what is new and let go of what is closed; say whether anything was."""
-        numbers = procfs.fds(self.pid)
-        known = [number for number in numbers if number in self._by_number]
-        same = same_files(self.pid, known, [self._by_number[number].fd for number in known])
+        changed = [self._look(table) for table in self._tables.values()]
+        if any(changed):
+            self._note_links()
+        return any(changed)
+
+    def _look(self, table: _Table) -> bool:
+        pid = table.pid
+        numbers = procfs.fds(pid)
+        before = {place.number: one for place, one in self._by_place.items() if place.pid == pid}
+        known = [number for number in numbers if number in before]
+        same = same_files(pid, known, [before[number].fd for number in known])
         kept = {number for number, yes in zip(known, same, strict=True) if yes}
-        if len(kept) == len(numbers) == len(self._by_number):
+        if len(kept) == len(numbers) == len(before):
             return False
-        for number in [number for number in self._by_number if number not in kept]:
-            self._forget(number)
-        self._fetch([number for number in numbers if number not in kept])
-        self._note_links()
+        for number in [number for number in before if number not in kept]:
+            self._forget(Place(pid, number))
+        self._fetch(table, [number for number in numbers if number not in kept])
         return True
 
     def _note_links(self) -> None:
-        everything = (*self._by_number.values(), *self._carried.values())
+        everything = (*self._by_place.values(), *self._carried.values())
         self._links = frozenset(one.link for one in everything)
 
-    def _forget(self, number: int) -> None:
-        one = self._by_number.pop(number)
-        one.numbers.remove(number)
-        if not one.numbers:
+    def _forget(self, place: Place) -> None:
+        one = self._by_place.pop(place)
+        one.places.remove(place)
+        if not one.places:
             os.close(one.fd)
             self._gone.append(one)
 
-    def _fetch(self, numbers: list[int]) -> None:
+    def _fetch(self, table: _Table, numbers: list[int]) -> None:
         """Take copies of descriptors, one for each open file; what closes meanwhile is left out."""
         alike: dict[str, list[Opened]] = {}
         for known in self._all():
             alike.setdefault(known.link, []).append(known)
-        for group in groups(self.pid, look(self.pid, numbers)):
-            one = self._known(group[0], alike) or self._copy(group[0])
+        for group in groups(table.pid, look(table.pid, numbers)):
+            one = self._known(table, group[0], alike) or self._copy(table, group[0])
             if one:
-                one.numbers = sorted([*one.numbers, *(one.number for one in group)])
-                self._by_number.update(dict.fromkeys(one.numbers, one))
+                new = [Place(table.pid, descriptor.number) for descriptor in group]
+                one.places = sorted([*one.places, *new])
+                self._by_place.update(dict.fromkeys(new, one))
 
-    def _copy(self, new: Descriptor) -> Opened | None:
+    def _copy(self, table: _Table, new: Descriptor) -> Opened | None:
         """Take a copy of a descriptor; None if it is closed by now."""
         try:
-            return Opened(pidfd_getfd(self._pidfd, new.number), new.link)
+            return Opened(pidfd_getfd(table.pidfd, new.number), new.link)
         except KernelError as error:
             if error.errno == errno.EMFILE:
-                error.hint = f"pid {self.pid} has more files open than we may: raise `ulimit -Hn`"
+                error.hint = f"pid {table.pid} has more files open than we may: raise `ulimit -Hn`"
             if error.errno != errno.EBADF:
                 raise
             return None
 
-    def _known(self, new: Descriptor, alike: dict[str, list[Opened]]) -> Opened | None:
+    def _known(
+        self, table: _Table, new: Descriptor, alike: dict[str, list[Opened]]
+    ) -> Opened | None:
         """Return the open file that a new descriptor shares with an old one."""
         old = alike.get(new.link, [])
-        same = same_files(self.pid, [new.number] * len(old), [one.fd for one in old])
+        same = same_files(table.pid, [new.number] * len(old), [one.fd for one in old])
         return next((one for one, yes in zip(old, same, strict=True) if yes), None)
 
     # --- what they are
@@ -190,10 +233,9 @@ class OpenFiles:
 
     def _file(self, one: Opened, read: Callable[[int, str], bytes]) -> OpenFile | None:
         """Return what a kind is to see of an open file; None if it is closed by now."""
-        number = one.numbers[0] if one.numbers else -1
+        place = one.places[0] if one.places else Place(next(iter(self._tables)), -1)
         try:
-            text = read(self.pid, f"fdinfo/{number}") if one.numbers else _own_fdinfo(one.fd)
-            info = parse_fdinfo(text)
+            info = parse_fdinfo(read(place.pid, place.info) if one.places else _own_fdinfo(one.fd))
         except KernelError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -202,7 +244,7 @@ class OpenFiles:
         if link.startswith("/"):  # it may have been renamed
             link = os.readlink(f"/proc/self/fd/{one.fd}")
         st = os.fstat(one.fd)
-        return OpenFile(one.fd, self.pid, number, one.file_id, st, link, info, self._links)
+        return OpenFile(one.fd, *place, one.file_id, st, link, info, self._links)
 
     # --- in flight
 
@@ -226,7 +268,7 @@ class OpenFiles:
             if same := self._same(one):
                 self._carried[fd] = same
             else:
-                _check_carried(one, self.pid)
+                _check_carried(one, next(iter(self._tables)))
                 new.append(one)
         return new
 
@@ -253,9 +295,10 @@ class OpenFiles:
     def look_ahead(self, out: Dump, glance: Glance) -> None:
         """Dump all that need not wait for the freeze; glance is what will be seen in it."""
         self.look()
-        if 2 * len(self._by_number) + _OURS < self._most:
-            glance.add(*(f"/proc/{self.pid}/fdinfo/{number}" for number in self._by_number))
-        self._glimpse_table(glance)
+        if 2 * len(self._by_place) + _OURS < self._most:
+            glance.add(*(f"/proc/{place.pid}/{place.info}" for place in self._by_place))
+        for table in self._tables.values():
+            self._glimpse_table(table, glance)
         for one in self._all():
             one.file_id = out.next_id()
             with suppress(CkptError):  # it is closed by now, or to be refused in the freeze
@@ -265,15 +308,16 @@ class OpenFiles:
             with suppress(CkptError):  # likewise; or it has what passes through it just now
                 self._dump_ahead(one, out)
 
-    def _glimpse_table(self, glance: Glance) -> None:
+    def _glimpse_table(self, table: _Table, glance: Glance) -> None:
         """Have the glance see which descriptors there are, and that they lead where they did."""
         begin = glance.mark()
-        size = _DIRENT * (len(self._by_number) + _OURS)
-        glance.call(NR.lseek, self._directory, 0, os.SEEK_SET)
-        glance.call(NR.getdents64, self._directory, glance.out(size), size)
-        for number, one in self._by_number.items():
-            glance.call(NR.kcmp, self.pid, os.getpid(), Kcmp.FILE, number, one.fd)
-        self._table = glance.since(begin)
+        mine = [(place, one) for place, one in self._by_place.items() if place.pid == table.pid]
+        size = _DIRENT * (len(mine) + _OURS)
+        glance.call(NR.lseek, table.directory, 0, os.SEEK_SET)
+        glance.call(NR.getdents64, table.directory, glance.out(size), size)
+        for (pid, number), one in mine:
+            glance.call(NR.kcmp, pid, os.getpid(), Kcmp.FILE, number, one.fd)
+        self._parts[table.pid] = glance.since(begin)
 
     def _glimpse(self, one: Opened, glance: Glance) -> None:
         file = self._file(one, procfs.read)
@@ -293,18 +337,28 @@ class OpenFiles:
         one.seen = self._see(one)
         if one.seen is _UNKNOWN:
             return
-        infos = [self._info(number) for number in one.numbers]  # the rest, too: as of now
-        self._infos += [(f"/proc/{self.pid}/fdinfo/{number}", one) for number in one.numbers]
-        file = one.file._replace(info=parse_fdinfo(infos[0]))
+        for place in one.places:  # all of them: as of now
+            self._info(place)
+        self._infos += [(place, one) for place in one.places]
+        file = one.file._replace(info=parse_fdinfo(self._info(one.places[0])))
         with out.held() as held:
             dump_file(one.kind, file, out, partial(self._update, one))
-            locks.dump(file, out)
+            self._dump_locks(one, file, out)
         one.held = held
+
+    def _dump_locks(self, one: Opened, file: OpenFile, out: Dump) -> None:
+        """Write its locks; those that belong to processes, of each that has the file."""
+        locks.dump(file, out)
+        first = {place.pid: place for place in reversed(one.places)}
+        for place in first.values():
+            if place != one.places[0]:
+                info = parse_fdinfo(self._info(place))
+                locks.dump_own(file._replace(pid=place.pid, number=place.number, info=info), out)
 
     def _update(self, one: Opened, message: Any) -> None:
         """Put what may still have changed into a message, when the target runs again."""
         if one.kind and one.kind.late:
-            one.kind.update(message, parse_fdinfo(self._info(one.numbers[0])))
+            one.kind.update(message, parse_fdinfo(self._info(one.places[0])))
 
     def _see(self, one: Opened) -> object:
         """Return all of a file that may change, or that we have to see it when it is frozen."""
@@ -313,17 +367,17 @@ class OpenFiles:
         if state is None:
             return _UNKNOWN
         owner = fcntl.fcntl(one.fd, F_GETOWN_EX, _NO_OWNER) if one.has_owner else b""
-        return [*one.numbers], owner, state
+        return [*one.places], owner, state
 
-    def _info(self, number: int) -> bytes:
-        return self._seen.read(self.pid, f"fdinfo/{number}")
+    def _info(self, place: Place) -> bytes:
+        return self._seen.read(place.pid, place.info)
 
     # --- in the freeze
 
     def take(self, out: Dump, seen: Seen) -> None:
         """See to it that all records are as of now; seen is what a glance has just told."""
         self._seen = seen
-        changed = seen.answers(self._table) != self._ahead.answers(self._table) and self.look()
+        changed = self._is_changed() and self.look()
         out.carried_id = lambda fd: self._id(self._carried[fd], out)
         everything = self._all()
         stale = [one for one in self._suspects(changed) if not self._is_same(one, changed)]
@@ -336,13 +390,19 @@ class OpenFiles:
             else:
                 self._dump_now(one, out)
 
+    def _is_changed(self) -> bool:
+        """Say whether descriptors have come or gone, or lead elsewhere; or may have."""
+        if len(self._parts) < len(self._tables):
+            return True
+        now, ahead = self._seen, self._ahead
+        return any(now.answers(part) != ahead.answers(part) for part in self._parts.values())
+
     def _suspects(self, changed: bool) -> list[Opened]:
         """Return those dumped ahead of which a glance does not show that they are the same."""
         held = [one for one in self._all() if one.held]
         if changed or not self._seen.same_answers(self._ahead):
             return held
-        now, ahead = self._seen.files, self._ahead.files
-        different = {one for path, one in self._infos if now.get(path) != ahead[path]}
+        different = {one for place, one in self._infos if not self._is_same_info(place, _NOTHING)}
         return [one for one in held if one in different or not one.told]
 
     def _is_same(self, one: Opened, changed: bool) -> bool:
@@ -353,12 +413,11 @@ class OpenFiles:
         glimpse = self._seen.answers(one.glimpse) == self._ahead.answers(one.glimpse)
         if (changed or not one.told or not glimpse) and self._see(one) != one.seen:
             return False
-        return all(self._is_same_info(number, one.kind.late) for number in one.numbers)
+        return all(self._is_same_info(place, one.kind.late) for place in one.places)
 
-    def _is_same_info(self, number: int, late: frozenset[str]) -> bool:
+    def _is_same_info(self, place: Place, late: frozenset[str]) -> bool:
         """Say whether fdinfo says the same of a descriptor, but for what can be put in late."""
-        path = f"fdinfo/{number}"
-        now, ahead = (seen.read(self.pid, path) for seen in (self._seen, self._ahead))
+        now, ahead = (seen.read(place.pid, place.info) for seen in (self._seen, self._ahead))
         if now == ahead or not late:
             return now == ahead
         pairs = zip(FdInfo._fields, parse_fdinfo(now), parse_fdinfo(ahead), strict=True)
@@ -374,7 +433,7 @@ class OpenFiles:
         assert file, one.link
         one.kind = kind_of(file, self._kinds)
         dump_file(one.kind, file, out)
-        locks.dump(file, out)
+        self._dump_locks(one, file, out)
 
     def any_direct(self) -> bool:
         """Say whether a file is open for direct I/O."""
@@ -382,18 +441,20 @@ class OpenFiles:
 
     # --- when it may run again
 
-    def entries(self) -> list[pb.fdinfo_entry]:
-        """Return what fdinfo-ID.img is to hold."""
+    def entries(self, pid: int) -> list[pb.fdinfo_entry]:
+        """Return what fdinfo-ID.img is to hold for the table of a process."""
         found = []
-        for number, one in sorted(self._by_number.items()):
+        for place, one in sorted(self._by_place.items()):
+            if place.pid != pid:
+                continue
             assert one.kind
-            cloexec = parse_fdinfo(self._info(number)).flags & os.O_CLOEXEC
+            cloexec = parse_fdinfo(self._info(place)).flags & os.O_CLOEXEC
             found.append(
                 pb.fdinfo_entry(
                     id=one.file_id,
                     flags=FD_CLOEXEC if cloexec else 0,
                     type=one.kind.type,
-                    fd=number,
+                    fd=place.number,
                 )
             )
         return found

@@ -107,7 +107,7 @@ def _write(stream: pb.tcp_stream_entry, data: bytes, ino: int, out: Dump) -> Non
 
 
 def _silence(sock: socket.socket, file: OpenFile, out: Dump) -> None:
-    out.promise(file.number, file.stat.st_ino, TCP, _REPAIR, -1)
+    out.promise(file, TCP, _REPAIR, -1)
     with sock, doing(f"TCP_REPAIR of {file.name}"):
         sock.setsockopt(TCP, _REPAIR, 1)
 

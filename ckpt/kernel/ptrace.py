@@ -253,7 +253,7 @@ def hear(tracees: Iterable[Tracee]) -> None:
     told = ffi.new("struct core_told[]", [{"tid": tid} for tid in tids])
     while True:
         count = lib.core_hear(told, len(tids))
-        _heard.update((one.tid, one.status) for one in told if one.status)
+        _heard.update((one.tid, one.status) for one in told if one.told == 1)
         if count == len(tids):
             return
         pid = _next_told()

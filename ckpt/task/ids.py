@@ -20,8 +20,7 @@ _NAMESPACES = {
     "user_ns_id": 7,
     "cgroup_ns_id": 8,
 }
-FILES_ID = 2
-"""The id of the one descriptor table: fdinfo-2.img."""
+_FIRST = 2  # 1 is the dumper's own
 
 
 def namespace(kind: str, *, own: bool) -> int:
@@ -29,10 +28,22 @@ def namespace(kind: str, *, own: bool) -> int:
     return _NAMESPACES[f"{kind}_ns_id"] + (len(_NAMESPACES) if own else 0)
 
 
-def task_ids(own: Iterable[str] = ()) -> pb.task_kobj_ids_entry:
-    """Return the ids of a task that shares nothing and has our namespaces but for its own kinds."""
+def task_ids(
+    number: int = 0, files: int = 0, fs: int = 0, own: Iterable[str] = ()
+) -> pb.task_kobj_ids_entry:
+    """Return the ids of a task of a tree, which has our namespaces but for its own kinds.
+
+    number is the task's, files and fs are those of the tasks whose descriptors and directories
+    it has: its own, if it shares neither.
+    """
     spaces = _NAMESPACES | {f"{kind}_ns_id": namespace(kind, own=True) for kind in own}
-    return pb.task_kobj_ids_entry(vm_id=2, files_id=FILES_ID, fs_id=2, sighand_id=2, **spaces)
+    return pb.task_kobj_ids_entry(
+        vm_id=_FIRST + number,
+        files_id=_FIRST + files,
+        fs_id=_FIRST + fs,
+        sighand_id=_FIRST + number,
+        **spaces,
+    )
 
 
 def inventory() -> pb.inventory_entry:

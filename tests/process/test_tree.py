@@ -14,7 +14,12 @@ from test_programs import Way
 
 pytestmark = pytest.mark.process
 
-WAYS = (Way(Criu, Ckpt),)
+WAYS = (
+    Way(Criu, Ckpt),
+    Way(Ckpt, Ckpt),
+    Way(Ckpt, Ckpt, running=True),
+    Way(Ckpt, Criu),
+)
 PROVING = (Way(Criu, Criu),)
 CASES = [
     pytest.param(program, way, id=f"{program.name}-{way}")

@@ -32,15 +32,15 @@ struct core_regs {
 
 /* ---- many stopped threads at once (threads.c) ---- */
 
-/* What a tracee has told: its wait status, or 0; error: -errno if there is none any more. */
+/* What a tracee has told, if told is 1: its wait status; if -errno, there is none any more. */
 struct core_told {
-	int32_t tid, status, error;
+	int32_t tid, told, status;
 };
 
 /*
  * Wait until all n have told something, or are no more. Returns how many have: fewer than n where
- * there is something to be told of somebody else, or a signal has come. What has a status is not
- * waited for again.
+ * there is something to be told of somebody else, or a signal has come. What has told is not asked
+ * again.
  */
 int64_t core_hear(struct core_told *told, size_t n);
 

@@ -25,10 +25,8 @@ static void take(struct core_told *one)
 {
 	pid_t got = waitpid(one->tid, &one->status, __WALL | WNOHANG);
 
-	if (got <= 0)
-		one->status = 0;
-	if (got < 0)
-		one->error = -errno;
+	if (got)
+		one->told = got < 0 ? -errno : 1;
 }
 
 static size_t take_all(struct core_told *told, size_t n)
@@ -36,9 +34,9 @@ static size_t take_all(struct core_told *told, size_t n)
 	size_t count = 0;
 
 	for (size_t i = 0; i < n; i++) {
-		if (!told[i].status && !told[i].error)
+		if (!told[i].told)
 			take(&told[i]);
-		count += told[i].status || told[i].error;
+		count += told[i].told != 0;
 	}
 	return count;
 }
@@ -46,7 +44,7 @@ static size_t take_all(struct core_told *told, size_t n)
 static int is_awaited(const struct core_told *told, size_t n, pid_t pid)
 {
 	for (size_t i = 0; i < n; i++)
-		if (told[i].tid == pid && !told[i].status && !told[i].error)
+		if (told[i].tid == pid && !told[i].told)
 			return 1;
 	return 0;
 }

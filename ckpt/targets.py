@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes of a dump: the root, and its descendants as they come and go.
+
+They are taken in while they run. Who has ended by the freeze is left out; who was only born then is
+taken in while all stand still, which takes longer; who has ended, but was not waited for, is a
+record of its own.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import Self
+
+from ckpt.engine import Engine, Stop, engine
+from ckpt.errors import CkptError, NoSuchTask, TargetDied
+from ckpt.files.opened import OpenFiles
+from ckpt.freeze import Frozen, FrozenProcess
+from ckpt.guard import Guard
+from ckpt.infect import Questions
+from ckpt.kernel import procfs
+from ckpt.kernel.glance import Glance, Seen
+from ckpt.kernel.kcmp import Kcmp, kcmp
+from ckpt.kernel.pidfd import pidfd_open
+from ckpt.options import DumpOptions
+from ckpt.refuse import check, check_memory
+from ckpt.snapshot import Snapshot, TaskSnapshot
+from ckpt.task.restart import Wait
+
+
+class Target:
+    """A process of the tree. What is begun with it ends with the `with` block of the targets."""
+
+    memory: Engine
+    questions: Questions
+    snapshot: TaskSnapshot
+
+    def __init__(self, pid: int, parent: "Target | None") -> None:
+        self.pid, self.parent = pid, parent
+        self.generation: int = parent.generation + 1 if parent else 0
+        self.held = ExitStack()
+        self.pidfd = pidfd_open(pid)
+        self.held.callback(os.close, self.pidfd)
+        self.files = self.fs = pid
+        """Whose descriptors, and whose directories, it has: itself, or who shares them with it."""
+
+    def share(self, others: Iterable["Target"]) -> None:
+        """Find out what it shares with another."""
+        for other in others:
+            if other.files == other.pid and not kcmp(Kcmp.FILES, other.pid, self.pid):
+                self.files = other.pid
+            if other.fs == other.pid and not kcmp(Kcmp.FS, other.pid, self.pid):
+                self.fs = other.pid
+
+    def begin(self, tree: Snapshot, guard: Guard) -> None:
+        """Take note of what is taken of it."""
+        self.snapshot = TaskSnapshot(self.pid, self.pidfd, guard, tree)
+        tree.tasks[self.pid] = self.snapshot
+
+    def look_ahead(self, glance: Glance) -> None:
+        """Take what will most likely be the same in the freeze, and open what will be read."""
+        self.questions = self.held.enter_context(Questions(self.pid, self.snapshot.guard))
+        self.questions.look_ahead(glance)
+        self.memory.look_ahead(glance)
+
+
+class Targets:
+    """All processes of the tree, parents first; a context manager that lets go of them."""
+
+    def __init__(self, options: DumpOptions, opened: OpenFiles) -> None:
+        self._options, self._opened, self.root = options, opened, options.pid
+        self._all: dict[int, Target] = {}
+        self.zombies: dict[int, procfs.Stat] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with ExitStack() as all_held:
+            for target in self:
+                all_held.push(target.held)
+
+    def __iter__(self) -> Iterator[Target]:
+        return iter([*self._all.values()])
+
+    # --- while they run
+
+    def find(self) -> None:
+        """Take in the root and its descendants; refuse what cannot be dumped."""
+        new = [self._take_in(self.root, None)]
+        while new:
+            parent = new.pop(0)
+            found = [self._try(pid, parent) for pid in self._children(parent.pid)]
+            new += [target for target in found if target]
+        self._opened.check(self._options)  # first: a mapping has no number to be named by
+        self.each(lambda target: check_memory(target.pid, self._options))
+
+    def _children(self, pid: int) -> list[int]:
+        try:
+            return procfs.children(pid)
+        except NoSuchTask:
+            return []
+
+    def _try(self, pid: int, parent: Target) -> Target | None:
+        """Take in a child, unless it has ended."""
+        try:
+            return None if procfs.is_ending(pid) else self._take_in(pid, parent)
+        except CkptError:
+            if not procfs.is_ending(pid):
+                raise
+            return None
+
+    def _take_in(self, pid: int, parent: Target | None) -> Target:
+        target = Target(pid, parent)
+        try:
+            check(pid, self.root, self._options)
+            target.share(self)
+            if target.files == pid:
+                self._opened.add(pid, target.pidfd)
+        except BaseException:
+            target.held.close()
+            raise
+        self._all[pid] = target
+        return target
+
+    def begin(self, tree: Snapshot) -> None:
+        """Begin to save their memory."""
+        name, log = self._options.engine, self._options.log
+
+        def start(target: Target) -> None:
+            target.begin(tree, target.held.enter_context(Guard(target.pid, target.pidfd)))
+            target.memory = target.held.enter_context(engine(target.snapshot, name, log))
+
+        self.each(start)
+
+    def each(self, do: Callable[[Target], None]) -> None:
+        """Do it with all; a child that ends meanwhile is left out."""
+        for target in self:
+            try:
+                do(target)
+            except (NoSuchTask, TargetDied, OSError):
+                if target.pid == self.root or not procfs.is_ending(target.pid):
+                    raise
+                self._leave_out(target.pid)
+
+    def _leave_out(self, pid: int) -> None:
+        target = self._all.pop(pid)
+        self._opened.leave_out(pid)
+        target.held.close()
+        for other in self:  # who has shared with it goes on without
+            if other.files == pid:
+                other.files = other.pid
+                self._opened.add(other.pid, other.pidfd)
+            other.fs = other.pid if other.fs == pid else other.fs
+
+    def generations(self) -> list[list[int]]:
+        """Return the descendants' pids, generation by generation."""
+        found: dict[int, list[int]] = {}
+        for target in self:
+            found.setdefault(target.generation, []).append(target.pid)
+        return [pids for generation, pids in sorted(found.items()) if generation]
+
+    @property
+    def waits(self) -> dict[int, Wait]:
+        """What our earlier stops have interrupted."""
+        return {tid: wait for target in self for tid, wait in target.snapshot.waits.items()}
+
+    # --- in the freeze
+
+    def settle(self, frozen: Frozen, seen: Seen, glance: Glance) -> Seen:
+        """Leave out who has ended, take in who was born since; returns what is seen of all."""
+        for pid in [target.pid for target in self if target.pid not in frozen.processes]:
+            self._leave_out(pid)
+        while born := self._born(frozen, seen):
+            frozen.add(born)
+            for pid, parent in born.items():
+                if pid in frozen.processes:
+                    self._take_in_late(pid, self._all[parent], glance)
+                else:
+                    self._bury(pid)
+            seen = glance.look()
+        return seen
+
+    def _born(self, frozen: Frozen, seen: Seen) -> dict[int, int]:
+        """Return the children that are not known, and their parents."""
+        found = {}
+        for pid, process in frozen.processes.items():
+            for one in process.threads:
+                for child in seen.read(pid, f"task/{one.tid}/children").split():
+                    if int(child) not in frozen.processes and int(child) not in self.zombies:
+                        found[int(child)] = pid
+        return found
+
+    def _bury(self, pid: int) -> None:
+        """Take note of a child that has ended, but not of one that is gone altogether."""
+        stat = procfs.stat(pid)
+        if stat.state not in "ZX":
+            raise CkptError(f"pid {pid}: it could not be stopped")
+        self.zombies[pid] = stat
+
+    def _take_in_late(self, pid: int, parent: Target, glance: Glance) -> None:
+        target = self._take_in(pid, parent)
+        check_memory(pid, self._options)
+        tree = parent.snapshot.tree
+        target.begin(tree, target.held.enter_context(Guard(pid, target.pidfd)))
+        target.memory = target.held.enter_context(Stop(target.snapshot))
+        target.look_ahead(glance)
+        target.snapshot.links.look_ahead(tree.files)
+
+    def frozen(self, frozen: Frozen) -> list[tuple[Target, FrozenProcess]]:
+        """Return all with what they are as stopped processes."""
+        return [(target, frozen.processes[target.pid]) for target in self]
