@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pages of private memory: out of a task into pages-N.img, and back in before it runs.
 
-Out by process_vm_readv, many runs at a time, through small buffers that stay in the CPU's cache.
+Out by /proc/PID/mem, many runs at a time, through small buffers that stay in the CPU's cache.
 Back in by preadv, made by the task itself: one copy, from the page cache to its place.
 """
 
@@ -181,19 +181,19 @@ def read_into(
     """
     ranges = ffi.new("struct core_range[]", pieces)
     with ffi.from_buffer(view) as address:
-        if lib.core_vm_read(pid, ranges, len(pieces), address) == len(view):
+        if lib.core_mem_read(mem, ranges, len(pieces), address) == len(view):
             return
     at = 0
     for start, length in pieces:
         # By pages only if it must be: what cannot be read may be one of many.
         step = PAGE if running else length
         for page in range(start, start + length, step):
-            _read_forced(pid, mem, page, view[at : at + step], running=running)
+            _read_page(pid, mem, page, view[at : at + step], running=running)
             at += step
 
 
-def _read_forced(pid: int, mem: int, start: int, view: memoryview, *, running: bool) -> None:
-    """Read by /proc/PID/mem, which reads a page even if its protection forbids."""
+def _read_page(pid: int, mem: int, start: int, view: memoryview, *, running: bool) -> None:
+    """Read pages one by one, to say which cannot be read."""
     try:
         got = os.preadv(mem, [view], start)
     except OSError as error:

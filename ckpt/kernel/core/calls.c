@@ -81,6 +81,25 @@ int64_t core_vm_write(int32_t pid, const struct core_range *ranges, size_t n, co
 	return vm_transfer(SYS_process_vm_writev, pid, ranges, n, (char *)buf);
 }
 
+int64_t core_mem_read(int32_t fd, const struct core_range *ranges, size_t n, void *buf)
+{
+	char *to = buf;
+
+	for (size_t i = 0; i < n; i++) {
+		uint64_t at = ranges[i].start, end = at + ranges[i].len;
+
+		while (at < end) {
+			ssize_t got = pread(fd, to, end - at, at);
+
+			if (got <= 0)
+				return got < 0 ? -errno : -EFAULT;
+			at += got;
+			to += got;
+		}
+	}
+	return to - (char *)buf;
+}
+
 /* struct pm_scan_arg of linux/fs.h; Debian 12's headers are older than the ioctl. */
 struct scan_arg {
 	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;

@@ -92,6 +92,13 @@ struct core_range {
 int64_t core_vm_read(int32_t pid, const struct core_range *ranges, size_t n, void *buf);
 int64_t core_vm_write(int32_t pid, const struct core_range *ranges, size_t n, const void *buf);
 
+/*
+ * The same of an open /proc/PID/mem. It takes longer, reads whatever the protection, and leaves
+ * pages that processes share since fork(2) shared: process_vm_readv pins them, which copies them
+ * (gup_must_unshare in mm/internal.h).
+ */
+int64_t core_mem_read(int32_t fd, const struct core_range *ranges, size_t n, void *buf);
+
 /* What PAGEMAP_SCAN fills in (struct page_region of linux/fs.h, since Linux 6.7). */
 struct core_region {
 	uint64_t start;
