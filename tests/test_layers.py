@@ -22,6 +22,8 @@ LAYERS = (
     {"live", "tree"},
     {"fork"},
     {"engine"},
+    {"targets"},
+    {"write"},
     {"dump", "restore", "check", "cpuinfo", "dedup"},
     {"rpc"},
     {"cli"},
