@@ -23,7 +23,7 @@ from ckpt.options import DumpOptions
 from ckpt.refuse import check_pid
 from ckpt.snapshot import DumpReport, Snapshot, Unseen
 from ckpt.targets import Targets
-from ckpt.task import ids
+from ckpt.task import cgroups, ids
 from ckpt.write import write
 
 _ATTEMPTS = 4
@@ -125,6 +125,9 @@ def _freeze(
         take_memory(targets, frozen, seen)
         log.stage("namespaces")
         take_namespaces(snapshot, targets)
+        if options.manage_cgroups != "ignore":
+            for target in targets:
+                target.snapshot.cgroups = cgroups.take(target.pid)
         hooks.dump(pid, snapshot.image)
         log.stage("write")
         if options.leave_running:

@@ -43,6 +43,8 @@ class CommonOptions(_Request):
     file_locks: bool = False
     evasive_devices: bool = False
     link_remap: bool = False
+    manage_cgroups: str = "soft"
+    """How a process comes back into its cgroups: ignore, none, props, soft, full or strict."""
     external: tuple[str, ...] = ()
     json: bool = False
     notify: tuple[Notify, ...] = ()
@@ -92,3 +94,5 @@ class RestoreOptions(CommonOptions):
     lazy_pages: bool = False
     record: bool = True
     inherit_fd: Mapping[str, int] = {}
+    cgroup_roots: Mapping[str, str] = {}
+    """By controller, where else a process goes; an empty one stands for all others."""

@@ -11,6 +11,7 @@ from ckpt.image.directory import ImageDir
 from ckpt.image.pages import PageReader
 from ckpt.options import RestoreOptions
 from ckpt.saved import Files, read
+from ckpt.task.cgroups import Cgroups
 from ckpt.tree import Tree
 
 
@@ -44,11 +45,15 @@ def restore(options: RestoreOptions) -> RestoreReport:
         hooks.pre_restore()
         log.stage("files")
         files = stack.enter_context(Files(image, saved, options))
+        groups = stack.enter_context(Cgroups(image, saved.tasks[saved.pid].leader, options))
         tree = stack.enter_context(Tree(saved, options))
         log.stage("fork")
         tree.begin(files, readers)
+        groups.join(saved.pid, saved.tasks[saved.pid].leader)
         log.stage("memory")
         tree.grow(files, image)
+        for task in saved.tasks.values():
+            groups.join(task.pid, task.leader)
         hooks.namespaces(saved.pid, saved.tasks[saved.pid].own_namespaces)
         log.stage("state")
         tree.become(files)

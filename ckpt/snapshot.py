@@ -105,6 +105,7 @@ class TaskSnapshot:
         self.vmas: list[pb.vma_entry] = []
         self._attached: tuple[list[pb.vma_entry], dict[int, str]] = [], {}
         self.cores: dict[int, pb.core_entry] = {}
+        self.cgroups = b""
         self.registers: dict[int, Regs] = {}
         """Of each thread, as they are to be saved."""
         self.mm: pb.mm_entry

@@ -9,7 +9,7 @@ from ckpt.image.text import set_text
 from ckpt.kernel import procfs
 from ckpt.snapshot import Snapshot
 from ckpt.targets import Target, Targets
-from ckpt.task import ids, regs
+from ckpt.task import cgroups, ids, regs
 from ckpt.task.process import TASK_DEAD
 
 
@@ -21,6 +21,7 @@ def write(snapshot: Snapshot, targets: Targets) -> None:
         target.memory.finish()
     snapshot.files.settle()
     numbers = {target.pid: number for number, target in enumerate(targets)}
+    cgroups.dump([target.snapshot for target in targets], image)
     for target in targets:
         write_task(snapshot, target, numbers)
     for pid, stat in targets.zombies.items():

@@ -235,6 +235,7 @@ def restore_options(arguments: Arguments, log: LineLog) -> RestoreOptions:
         lazy_pages=arguments.has("lazy-pages"),
         record=not arguments.has("no-record"),
         pidfile=os.path.join(_work_dir(arguments), pidfile) if pidfile else None,
+        cgroup_roots=dict(map(_cgroup_root, arguments.values.get("cgroup-root", []))),
         inherit_fd=dict(map(_inherited, arguments.values.get("inherit-fd", []))),
         **_common(arguments, log),
     )
@@ -248,12 +249,21 @@ def _common(arguments: Arguments, log: LineLog) -> dict[str, Any]:
     return {
         "images_dir": arguments.text("images-dir") or ".",
         "work_dir": arguments.text("work-dir"),
+        "manage_cgroups": arguments.text("manage-cgroups") or "soft",
         "external": tuple(arguments.values.get("external", ())),
         "plugins": _plugins(arguments),
         "notify": _scripts(arguments, log),
         "log": log,
         **{name.replace("-", "_"): arguments.has(name) for name in switches},
     }
+
+
+def _cgroup_root(text: str) -> tuple[str, str]:
+    """Take `pids:/a/b` apart: the controller, empty for all, and the path."""
+    controller, colon, path = text.rpartition(":")
+    if not path or ".." in path.split("/") or (colon and not controller):
+        raise OptionsError(f"--cgroup-root {text!r}", hint="write it as [CONTROLLER:]/PATH")
+    return controller, f"/{path.strip('/')}"
 
 
 def _plugins(arguments: Arguments) -> tuple[Any, ...]:

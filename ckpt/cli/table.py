@@ -78,6 +78,18 @@ OPTIONS = (
     Option("inherit-fd", "", "fd[N]:KEY", "descriptor N of ours is the resource KEY", _RESTORE),
     Option("action-script", "", "FILE", "run it at CRIU's points; may be repeated", _BOTH),
     Option("no-plugins", "", "", "do without the plugins that are installed", _BOTH),
+    Option(
+        "manage-cgroups",
+        "",
+        "MODE",
+        "soft (default), full, strict, props, none or ignore",
+        _BOTH,
+        True,
+        ("", "ignore", "none", "props", "soft", "full", "strict"),
+    ),
+    Option(
+        "cgroup-root", "", "[CTL:]PATH", "the cgroup to be in, of one hierarchy or all", _RESTORE
+    ),
     Option("timeout", "", "SECONDS", "how long stopping it may take; default: 10", _DUMP),
     Option("feature", "", "NAME", "tell by the exit code: 0 if there is this one", ("check",)),
     Option("all", "", "", "also what only some processes need", ("check",)),
@@ -94,12 +106,11 @@ OPTIONS = (
 )
 
 # What asks for nothing that we would do differently: we have no parasite whose pages to splice,
-# leave cgroups alone, and every dump is complete without tracking.
+# and every dump is complete without tracking.
 IGNORED = (
     Option("log-pid"),
     Option("track-mem"),
     Option("pre-dump-mode", "", "MODE"),
-    Option("manage-cgroups", "", "MODE", optional=True, accepts=("ignore",)),
 )
 
 LATER_VERBS = frozenset(("pre-dump", "page-server", "lazy-pages", "service", "swrk"))
@@ -109,7 +120,7 @@ LATER = frozenset(
         *("root", "cpu-cap", "exec-cmd", "freeze-cgroup", "weak-sysctls", "stream"),
         *("mntns-compat-mode", "network-lock", "unprivileged", "allow-uprobes", "skip-in-flight"),
         *("tcp-close", "ghost-fiemap", "libdir"),
-        *("cgroup-root", "cgroup-props", "cgroup-props-file", "cgroup-yard"),
+        *("cgroup-props", "cgroup-props-file", "cgroup-yard"),
         *("cgroup-dump-controller", "lsm-profile", "lsm-mount-context", "skip-mnt", "enable-fs"),
         *("ext-mount-map", "enable-external-masters", "enable-external-sharing", "empty-ns"),
         *("join-ns", "file-validation", "skip-file-rwx-check", "page-server", "auto-dedup"),
