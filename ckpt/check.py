@@ -32,6 +32,7 @@ ABILITIES = (
     Ability("get_rseq_conf", features.get_rseq_conf, "restartable sequences", True),
     Ability("mnt_id", features.mnt_id, "the mount of an open file", True),
     Ability("openat2", features.openat2, "paths below another root", True),
+    Ability("mem_dirty_track", features.pagemap_scan, "dumps of what has changed since another"),
     Ability("timer_cr_ids", features.timer_cr_ids, "POSIX timers with gaps in their ids, fast"),
     Ability("guard_pages", features.guard_pages, "guard pages (MADV_GUARD_INSTALL)"),
     Ability("pagemap_scan_guard_pages", features.pagemap_scan_guard_pages, "where these are"),
@@ -51,7 +52,6 @@ ABILITIES = (
 )
 
 OFFERED = (
-    Ability("mem_dirty_track", offers.soft_dirty, "pages written since, in pagemap"),
     Ability("aio_remap", offers.aio_remap, "AIO contexts"),
     Ability("timerfd", offers.timerfd, "the ticks of a timerfd"),
     Ability("can_map_vdso", offers.can_map_vdso, "a vDSO where there is none"),

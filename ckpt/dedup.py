@@ -8,11 +8,11 @@ restore of it is refused. As a parent it is as good as before.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ckpt.errors import ImageError
 from ckpt.image.directory import ImageDir
-from ckpt.image.pages import PAGE, Layer, read_pagemap
+from ckpt.image.pages import PAGE, Layer, PageRun, read_pagemap
 from ckpt.kernel.files import punch_hole
 from ckpt.log import INFO, Log
 
@@ -57,7 +57,7 @@ def _parents(image: ImageDir) -> Iterator[ImageDir]:
 
 def _free(newer: Layer, older: Layer, report: DedupReport) -> None:
     """Make holes of what both have in their pages files."""
-    holes = list(_common([(start, end) for start, end, _ in newer.here()], list(older.here())))
+    holes = list(_common([(run.vaddr, run.end) for run in newer.here()], older.here()))
     if not holes:
         return
     fd = older.open_pages(write=True)
@@ -72,14 +72,14 @@ def _free(newer: Layer, older: Layer, report: DedupReport) -> None:
         os.close(fd)
 
 
-def _common(newer: list[Range], older: list[tuple[int, int, int]]) -> Iterator[Range]:
+def _common(newer: list[Range], older: Iterable[PageRun]) -> Iterator[Range]:
     """Yield offset and length, in the older's file, of what is in both; both are in order."""
     at = 0
-    for start, end, offset in older:
-        while at < len(newer) and newer[at][1] <= start:
+    for run in older:
+        while at < len(newer) and newer[at][1] <= run.vaddr:
             at += 1
         each = at
-        while each < len(newer) and newer[each][0] < end:
-            first, last = max(start, newer[each][0]), min(end, newer[each][1])
-            yield offset + first - start, last - first
+        while each < len(newer) and newer[each][0] < run.end:
+            part = run.part(*newer[each])
+            yield part.offset, part.nr_pages * PAGE
             each += 1

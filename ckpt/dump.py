@@ -16,6 +16,7 @@ from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.nsfs import entered, is_ours
+from ckpt.memory import unchanged
 from ckpt.memory.layout import Range
 from ckpt.namespaces import ipcshm
 from ckpt.namespaces.kind import Dump
@@ -134,6 +135,8 @@ def _freeze(
             frozen.release()
             hooks.resume()
         write(snapshot, targets)
+        log.stage("compare")
+        snapshot.report.skipped = unchanged.leave_out(snapshot.image)
         log.stage("seal")
         snapshot.image.seal(ids.inventory())
         hooks.post_dump(pid, snapshot.image)
@@ -199,11 +202,11 @@ def write_stats(snapshot: Snapshot, options: DumpOptions) -> None:
         memdump_time=report.copying_ns // 1000,
         memwrite_time=0,
         pages_scanned=report.memory.scanned,
-        pages_skipped_parent=0,
-        pages_written=report.memory.written,
+        pages_skipped_parent=report.skipped.private,
+        pages_written=report.memory.written - report.skipped.private,
         pages_lazy=0,
         shpages_scanned=report.shared.scanned,
-        shpages_skipped_parent=0,
-        shpages_written=report.shared.written,
+        shpages_skipped_parent=report.skipped.shared,
+        shpages_written=report.shared.written - report.skipped.shared,
     )
     stats.write_stats(options.stats_dir, pb.stats_entry(dump=entry), options.log)

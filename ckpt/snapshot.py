@@ -18,6 +18,7 @@ from ckpt.kernel.maps import SmapsEntry
 from ckpt.memory import shmem, sysv
 from ckpt.memory.layout import Range
 from ckpt.memory.pages import Counts
+from ckpt.memory.unchanged import Skipped
 from ckpt.options import DumpOptions
 from ckpt.task.restart import Wait
 
@@ -44,7 +45,8 @@ class Unseen(CkptError):
 class DumpReport:
     """What a dump did. Times in ns; pages of 4096 bytes.
 
-    frozen_pages were copied in the freeze; faults are writes that were held up for a moment.
+    frozen_pages were copied in the freeze; faults are writes that were held up for a moment;
+    skipped pages are left to the image before.
     """
 
     def __init__(self, pid: int) -> None:
@@ -53,6 +55,7 @@ class DumpReport:
         self.memory, self.shared = Counts(), Counts()
         self.passes: list[Pass] = []
         self.frozen_pages = self.faults = 0
+        self.skipped = Skipped(0, 0)
 
 
 class Snapshot:

@@ -22,6 +22,7 @@ from ckpt.errors import OptionsError
 
 _BY_SHORT = {option.short: option for option in OPTIONS if option.short}
 _BY_NAME = {option.name: option for option in (*OPTIONS, *IGNORED)}
+_STORIES = ("dump", "pre-dump", "restore")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -178,7 +179,7 @@ def _check_verb(verb: str, operands: list[str], values: dict[str, list[str]]) ->
 
 
 def _group(verb: str) -> tuple[str, ...]:
-    return ("dump", "restore") if verb in ("dump", "restore") else (verb,)
+    return _STORIES if verb in _STORIES else (verb,)
 
 
 def _unknown(word: str, known: list[str]) -> NoReturn:

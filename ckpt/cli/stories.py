@@ -16,6 +16,7 @@ from ckpt.options import DumpOptions, Notify, RestoreOptions
 _PAGE, _TIMEOUT = 4096, 10
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LET_GO, _CLEAN_UP = 1, 10
+_ENDINGS = ("leave-stopped", "action-script")  # what a pre-dump does not have
 _STUCK = "stopping the process takes too long: it is in the kernel, which does not let go of it"
 
 
@@ -26,7 +27,7 @@ def tell(arguments: Arguments) -> int:
     for signo in _SIGNALS:
         if signal.getsignal(signo) is not signal.SIG_IGN:  # nohup
             signal.signal(signo, _interrupt)
-    if story is _dump:  # what the process writes would wait for an answer until we go on
+    if story is not _restore:  # what the process writes would wait for an answer until we go on
         signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, _too_long)
     try:
@@ -71,7 +72,8 @@ def _dump(arguments: Arguments, log: LineLog) -> int:
 
     options = dump_options(arguments, log)
     report = dump(options)
-    pages, shared = report.memory.written, report.shared.written
+    skipped = sum(report.skipped)
+    pages = report.memory.written + report.shared.written - skipped
     figures = {
         "pid": report.pid,
         "images_dir": os.path.abspath(options.images_dir),
@@ -79,8 +81,9 @@ def _dump(arguments: Arguments, log: LineLog) -> int:
         "frozen_ns": report.frozen_ns,
         "copying_ns": report.copying_ns,
         "total_ns": report.total_ns,
-        "pages": pages + shared,
-        "bytes": (pages + shared) * _PAGE,
+        "pages": pages,
+        "bytes": pages * _PAGE,
+        "skipped_pages": skipped,
         "frozen_pages": report.frozen_pages,
         "faults": report.faults,
         "passes": [
@@ -90,6 +93,12 @@ def _dump(arguments: Arguments, log: LineLog) -> int:
     }
     _print_figures(figures, arguments, log)
     return 0
+
+
+def _pre_dump(arguments: Arguments, log: LineLog) -> int:
+    """Do a dump of a process that runs on; its image is good by itself, and as a parent."""
+    values = {name: arguments.values[name] for name in arguments.values if name not in _ENDINGS}
+    return _dump(arguments._replace(values={**values, "leave-running": [""]}), log)
 
 
 def _restore(arguments: Arguments, log: LineLog) -> int:
@@ -147,7 +156,13 @@ def _dedup(arguments: Arguments, log: LineLog) -> int:
     return 0
 
 
-_STORIES = {"dump": _dump, "restore": _restore, "cpuinfo": _cpuinfo, "dedup": _dedup}
+_STORIES = {
+    "dump": _dump,
+    "pre-dump": _pre_dump,
+    "restore": _restore,
+    "cpuinfo": _cpuinfo,
+    "dedup": _dedup,
+}
 
 
 def _check_inherited(options: RestoreOptions) -> None:
@@ -320,7 +335,7 @@ def _create_log(name: str, arguments: Arguments) -> int:
     directory = _work_dir(arguments)
     path = os.path.join(directory, name)
     try:
-        if arguments.verb == "dump" and not os.path.exists(directory):
+        if arguments.verb in ("dump", "pre-dump") and not os.path.exists(directory):
             os.mkdir(directory)  # the dump would, but only later
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     except OSError as error:

@@ -31,6 +31,7 @@ class Option(NamedTuple):
 
 VERBS = {
     "dump": Verb("write a running process into a directory of image files"),
+    "pre-dump": Verb("write it and let it run on: the next dump will have less to write"),
     "restore": Verb("make the process in a directory of image files again"),
     "check": Verb("tell what this kernel and these privileges allow"),
     "cpuinfo": Verb("write what this CPU is, or check it against that", ("dump|check",)),
@@ -113,7 +114,7 @@ IGNORED = (
     Option("pre-dump-mode", "", "MODE"),
 )
 
-LATER_VERBS = frozenset(("pre-dump", "page-server", "lazy-pages", "service", "swrk"))
+LATER_VERBS = frozenset(("page-server", "lazy-pages", "service", "swrk"))
 
 LATER = frozenset(
     (

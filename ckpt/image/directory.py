@@ -242,6 +242,12 @@ class ImageDir:
         found = [int(one) for one in middles if re.fullmatch("[0-9]{1,10}", one)]
         return sorted(id_ for id_ in found if KINDS[kind].file_name(id_) in names)
 
+    def remove(self, kind: str, id: int) -> None:
+        """Remove a file, to be written anew."""
+        name = KINDS[kind].file_name(id)
+        os.unlink(name, dir_fd=self.fd)
+        self._written.remove(name)
+
     def needs_others(self) -> None:
         """Say in the inventory, for good, that it can only be used as a parent."""
         if not self.deduplicated:
@@ -319,6 +325,11 @@ class ImageDir:
         self._written.append(_PARENT)
         if self.parent is None:
             raise ImageError(f"{self.place(_PARENT)}: no such image")
+        if self.parent.deduplicated:
+            raise ImageError(
+                f"{self.place(_PARENT)}: `ckpt dedup` has freed pages of it",
+                hint="give the newer image, whose parent it is",
+            )
 
     def _refuse_used(self) -> None:
         names = os.listdir(self.fd)

@@ -54,7 +54,7 @@ class PageRun(NamedTuple):
         """Return the pages of this run within [start, end), which must overlap it."""
         vaddr = max(self.vaddr, start)
         nr_pages = (min(self.end, end) - vaddr) // PAGE
-        offset = self.offset + vaddr - self.vaddr if self.fd >= 0 else 0
+        offset = self.offset + vaddr - self.vaddr if self.flags & PE_PRESENT else 0
         return PageRun(vaddr, nr_pages, self.flags, self.fd, offset)
 
 
@@ -150,13 +150,20 @@ class PageWriter:
         self.fd = -1
         if found != self.size:
             raise ImageError(f"{self.name}: {found} bytes were written, expected {self.size}")
-        with self._image.writer(self._kind, self._id) as writer:
-            writer.append(pb.pagemap_head(pages_id=self._pages_id))
-            for vaddr, nr_pages, flags in _cut(self._runs):
-                # Real CRIU wants the old 32-bit count to be there, and reads the new one.
-                writer.append(
-                    pb.pagemap_entry(vaddr=vaddr, compat_nr_pages=0, flags=flags, nr_pages=nr_pages)
-                )
+        write_pagemap(self._image, self._kind, self._id, self._pages_id, self._runs)
+
+
+def write_pagemap(
+    image: ImageDir, kind: str, id: int, pages_id: int, runs: Iterable[tuple[int, int, int]]
+) -> None:
+    """Write a pagemap of these runs (vaddr, nr_pages, flags)."""
+    with image.writer(kind, id) as writer:
+        writer.append(pb.pagemap_head(pages_id=pages_id))
+        for vaddr, nr_pages, flags in _cut(runs):
+            # Real CRIU wants the old 32-bit count to be there, and reads the new one.
+            writer.append(
+                pb.pagemap_entry(vaddr=vaddr, compat_nr_pages=0, flags=flags, nr_pages=nr_pages)
+            )
 
 
 def _cut(runs: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
@@ -277,12 +284,12 @@ class Layer(NamedTuple):
     pages_id: int
     entries: list[tuple[int, int, int]]
 
-    def here(self) -> Iterator[tuple[int, int, int]]:
-        """Yield start, end and the offset in its pages file of each run that is in it."""
+    def here(self, fd: int = -1) -> Iterator[PageRun]:
+        """Yield each run that is in its pages file, which fd is open on."""
         offset = 0
         for vaddr, nr_pages, flags in self.entries:
             if _is_here(flags):
-                yield vaddr, vaddr + nr_pages * PAGE, offset
+                yield PageRun(vaddr, nr_pages, flags, fd, offset)
                 offset += nr_pages * PAGE
 
     def open_pages(self, *, write: bool = False) -> int:

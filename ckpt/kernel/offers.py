@@ -25,7 +25,6 @@ from ckpt.kernel.ptrace import Options
 
 _NEWNS, _NEWNET = 0x0002_0000, 0x4000_0000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
-_CLEAR_SOFT_DIRTY, _SOFT_DIRTY = b"4", 1 << 55
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 _ARCH_MAP_VDSO_32, _ARCH_MAP_VDSO_64 = 0x2002, 0x2003
 _MOVE_MOUNT_SET_GROUP = 0x100
@@ -72,24 +71,6 @@ def _said(attempt: Callable[[], object], number: int) -> bool:
 
 
 # --- memory and time
-
-
-@cache
-def soft_dirty() -> bool:
-    """Pages written since are marked in pagemap, for who writes to clear_refs."""
-
-    def attempt() -> None:
-        with mmap.mmap(-1, mmap.PAGESIZE) as page:
-            page[0] = 1
-            with open("/proc/self/clear_refs", "wb") as file:
-                file.write(_CLEAR_SOFT_DIRTY)
-            page[0] = 2
-            at = int(ffi.cast("uintptr_t", ffi.from_buffer(page)))
-            with closing(os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)) as fd:
-                entry = os.pread(fd, 8, at // mmap.PAGESIZE * 8)
-        assert int.from_bytes(entry, "little") & _SOFT_DIRTY
-
-    return _in_child(attempt)
 
 
 @cache

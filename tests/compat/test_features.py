@@ -36,7 +36,10 @@ def test_feature(name: str) -> None:
     ours, _ = code([sys.executable, "-m", "ckpt"], name)
     theirs, unknown = code([peer("criu")], name)
     assert ours in (0, 1)
-    assert unknown or ours == theirs
+    if name == "mem_dirty_track":  # theirs takes soft-dirty bits, ours needs none
+        assert ours <= theirs
+    else:
+        assert unknown or ours == theirs
 
 
 def test_nothing_is_left() -> None:

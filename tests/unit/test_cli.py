@@ -95,7 +95,7 @@ WRONG = [
     ("dump -t 1 -r /", "--root: not supported yet", ""),
     ("dump -t 1 --manage-cgroups=fully", "--manage-cgroups=fully: not supported yet", "ignore"),
     ("dump 12", "dump: what is '12' for?", ""),
-    ("pre-dump -t 1", "pre-dump: not supported yet", ""),
+    ("page-server -D x", "page-server: not supported yet", ""),
     ("restore --feature uffd", "--feature is an option of check, not of restore", ""),
     ("restore --inherit-fd 5:x", "--inherit-fd '5:x'", "fd[N]:KEY"),
     ("show", "show needs PATH", ""),
