@@ -77,6 +77,7 @@ def _dump(arguments: Arguments, log: LineLog) -> int:
     figures = {
         "pid": report.pid,
         "images_dir": os.path.abspath(options.images_dir),
+        "freed_bytes": _dedup_now(arguments, options, log),
         "freezing_ns": report.freezing_ns,
         "frozen_ns": report.frozen_ns,
         "copying_ns": report.copying_ns,
@@ -93,6 +94,15 @@ def _dump(arguments: Arguments, log: LineLog) -> int:
     }
     _print_figures(figures, arguments, log)
     return 0
+
+
+def _dedup_now(arguments: Arguments, options: DumpOptions, log: LineLog) -> int:
+    """Free what the dump before has and this one, too, if that is asked for."""
+    if not arguments.has("auto-dedup"):
+        return 0
+    from ckpt.dedup import dedup
+
+    return dedup(options.images_dir, log).freed
 
 
 def _pre_dump(arguments: Arguments, log: LineLog) -> int:

@@ -67,6 +67,7 @@ OPTIONS = (
     Option("pidfile", "", "FILE", "write the pid of what is restored to FILE", _BOTH),
     Option("shell-job", "j", "", "its session is a shell's, which is not dumped with it", _BOTH),
     Option("prev-images-dir", "", "DIR", "the image before this one, seen from -D", _DUMP),
+    Option("auto-dedup", "", "", "free what older images have and this one has anew", _DUMP),
     Option("ext-unix-sk", "x", "", "leave out unix sockets' peers outside", _BOTH),
     Option("tcp-established", "", "", "keep TCP connections", _BOTH),
     Option("file-locks", "l", "", "keep file locks", _BOTH),
@@ -124,7 +125,7 @@ LATER = frozenset(
         *("cgroup-props", "cgroup-props-file", "cgroup-yard"),
         *("cgroup-dump-controller", "lsm-profile", "lsm-mount-context", "skip-mnt", "enable-fs"),
         *("ext-mount-map", "enable-external-masters", "enable-external-sharing", "empty-ns"),
-        *("join-ns", "file-validation", "skip-file-rwx-check", "page-server", "auto-dedup"),
+        *("join-ns", "file-validation", "skip-file-rwx-check", "page-server"),
         *("address", "port", "ps-socket", "daemon", "status-fd", "pidfd-store", "tls"),
         *("tls-cacert", "tls-cacrl", "tls-cert", "tls-key", "tls-no-cn-verify", "veth-pair"),
     )

@@ -3,13 +3,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from programs import PROGRAMS
-from target import REPO, Ckpt, Criu, Target, Tool
+from target import REPO, Ckpt, Criu, Target, Tool, pagers, wait_until
 
 from ckpt.kernel import procfs
 
@@ -171,6 +172,35 @@ def test_nobody_is_asked_about_what_is_refused(place: Path, script: Path) -> Non
         code, _ = ckpt("dump", "-t", target.pid, "-D", place / "new", "-R", script=script)
         assert (code, told(script)) == (3, [])
         target.judge("the target itself, running on", place)
+
+
+@pytest.mark.parametrize("point", ["pre-dump", "post-dump"])
+@pytest.mark.parametrize("running", [["-R"], []], ids=["running", "killed"])
+def test_an_interrupt_ends_the_script_too(point: str, running: list[str], place: Path) -> None:
+    script = place / "script"
+    text = f"#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION = {point} ] || exit 0\n"
+    script.write_text(text + f"echo $$ > {place}/new; mv {place}/new {place}/pid; exec sleep 999")
+    script.chmod(0o755)
+    with Target(PROGRAM, place / "target") as target:
+        words = ["dump", "-t", str(target.pid), "-D", str(place / "images"), *running]
+        argv = [*Ckpt.command, *words, "--action-script", str(script)]
+        with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as command:
+            wait_until((place / "pid").exists, "a script that runs")
+            command.terminate()
+            assert command.wait(60) == 128 + signal.SIGTERM
+        assert not os.path.exists(f"/proc/{(place / 'pid').read_text().strip()}")
+        assert not (place / "images").exists()
+        target.judge("the target itself, running on", place)
+
+
+def test_a_lazy_restore(place: Path, script: Path) -> None:
+    images = place / "images"
+    with Target(PROGRAM, place / "target") as target:
+        Ckpt().dump(target, images)
+        Ckpt().restore(target, images, "--lazy-pages", "--action-script", str(script))
+        assert points(script) == ["pre-restore", "post-restore", "pre-resume", "post-resume"]
+        target.judge("the restored copy", images)
+    wait_until(lambda: not pagers(), "end of the pager")
 
 
 def ckpt(*words: object, script: Path) -> tuple[int, str]:

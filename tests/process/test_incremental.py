@@ -103,13 +103,14 @@ def test_without_its_parent_it_is_refused(place: Path) -> None:
         target.judge("the restored copy", third)
 
 
+@pytest.mark.parametrize("auto", [False, True], ids=["after", "auto"])
 @pytest.mark.parametrize("restorer", [Ckpt, Criu], ids=["ckpt", "criu"])
-def test_dedup(restorer: type[Tool], place: Path) -> None:
+def test_dedup(auto: bool, restorer: type[Tool], place: Path) -> None:
     program = next(program for program in PROGRAMS if program.name == "anon_private")
     with Target(program, place / "target") as target:
-        images = chain(target, place, "stop")
-        before = sum(file.stat().st_blocks for file in images[0].glob("pages-*.img"))
-        for one in images[1:]:
+        images = chain(target, place, "stop", ("--auto-dedup",) if auto else ())
+        before = size(images[0]) // 512
+        for one in () if auto else images[1:]:
             Ckpt()._run(target, "dedup", one)
         after = sum(file.stat().st_blocks for file in images[0].glob("pages-*.img"))
         assert after < before
