@@ -23,7 +23,7 @@ from ckpt.image.pages import (
     write_pagemap,
 )
 
-_AT_ONCE = 1 << 20
+_AT_ONCE = 256 << 10  # stays in the cache, and is allocated once
 _WORTH = 16  # what saves less than one page of so many is not worth the copy of all others
 
 
@@ -32,6 +32,22 @@ class Skipped(NamedTuple):
 
     private: int
     shared: int
+
+
+class _Rooms:
+    """Where pages are read to, new and old."""
+
+    def __init__(self) -> None:
+        self._rooms = bytearray(_AT_ONCE), bytearray(_AT_ONCE)
+
+    def read(self, new: PageRun, old: PageRun) -> list[bytes | bytearray]:
+        """Return the content of both."""
+        if new.nr_pages * PAGE < _AT_ONCE:
+            return [os.pread(run.fd, run.nr_pages * PAGE, run.offset) for run in (new, old)]
+        for run, room in zip((new, old), self._rooms, strict=True):
+            if os.preadv(run.fd, [room], run.offset) != _AT_ONCE:
+                raise ImageError(f"pages are missing at {run.offset}")
+        return list(self._rooms)
 
 
 class _Part(NamedTuple):
@@ -60,7 +76,7 @@ def _leave_out(image: ImageDir, parent: ImageDir, kind: str, id: int) -> int:
         return 0
     try:
         with PageReader(parent, kind, id) as older:
-            parts = list(_parts(layer, fd, older.runs))
+            parts = list(_parts(layer, fd, older.runs, _Rooms()))
         same = sum(part.run.nr_pages for part in parts if part.same)
         if same * _WORTH < sum(part.run.nr_pages for part in parts):
             return 0
@@ -97,7 +113,7 @@ def _joined(runs: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     return found
 
 
-def _parts(layer: Layer, fd: int, older: list[PageRun]) -> Iterator[_Part]:
+def _parts(layer: Layer, fd: int, older: list[PageRun], rooms: _Rooms) -> Iterator[_Part]:
     """Yield all pages of the layer, in order, compared with the older ones."""
     at = 0
     for run in layer.here(fd):
@@ -114,21 +130,21 @@ def _parts(layer: Layer, fd: int, older: list[PageRun]) -> Iterator[_Part]:
                 yield _Part(run.part(start, other.vaddr), same=False)
                 start = other.vaddr
             end = min(run.end, other.end)
-            yield from _compared(run.part(start, end), other.part(start, end))
+            yield from _compared(run.part(start, end), other.part(start, end), rooms)
             start, each = end, each + 1
 
 
-def _compared(run: PageRun, other: PageRun) -> Iterator[_Part]:
+def _compared(run: PageRun, other: PageRun, rooms: _Rooms) -> Iterator[_Part]:
     if other.fd < 0:  # only a page server has it
         yield _Part(run, same=False)
         return
     for start in range(run.vaddr, run.end, _AT_ONCE):
         end = min(start + _AT_ONCE, run.end)
-        yield from _pages(run.part(start, end), other.part(start, end))
+        new = run.part(start, end)
+        yield from _pages(new, *rooms.read(new, other.part(start, end)))
 
 
-def _pages(run: PageRun, other: PageRun) -> Iterator[_Part]:
-    new, old = (os.pread(one.fd, one.nr_pages * PAGE, one.offset) for one in (run, other))
+def _pages(run: PageRun, new: bytes | bytearray, old: bytes | bytearray) -> Iterator[_Part]:
     if len(new) != run.nr_pages * PAGE:
         raise ImageError(f"pages of this dump are missing at {run.offset + len(new)}")
     if new == old:
