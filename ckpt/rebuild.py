@@ -21,7 +21,7 @@ from ckpt.kernel import features, procfs
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
 from ckpt.kernel.ffi import check
 from ckpt.kernel.nsfs import entered
-from ckpt.kernel.ptrace import EVENT_STOP, Tracee
+from ckpt.kernel.ptrace import EVENT_STOP, Options, Tracee
 from ckpt.kernel.remote import Batch, BatchFull, Remote, Segment, Slot, find_syscall
 from ckpt.log import INFO
 from ckpt.memory import inherit, layout, mm, shmem, sysv, vdso, vmas
@@ -432,6 +432,11 @@ class Task:
             while (stop := tracee.wait()).event != EVENT_STOP:
                 tracee.cont(signal.SIGSTOP if stop.signo == signal.SIGSTOP else 0)
             tracee.set_sigmask(self.saved.sigmask(tid))
+
+    def outlive_us(self) -> None:
+        """Have it run, not die, should we die from now on."""
+        for tracee in self._tracees.values():
+            tracee.set_options(Options.SYSGOOD)
 
     def let_go(self) -> None:
         """Have it run, if it did."""

@@ -18,12 +18,14 @@ from ckpt.errors import KernelError, OptionsError, Unsupported
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.image.pages import PageReader
+from ckpt.interrupt import uninterrupted
 from ckpt.kernel import maps
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
 from ckpt.kernel.ffi import ffi, lib
 from ckpt.kernel.ptrace import WALL, Options, Tracee, reap
 from ckpt.kernel.remote import Batch, Remote, quiet_signal
 from ckpt.kernel.subreaper import Subreaper
+from ckpt.kernel.witness import Witness
 from ckpt.memory import vdso
 from ckpt.options import RestoreOptions
 from ckpt.pstree import Do, Item, State, Step
@@ -244,6 +246,20 @@ class Tree:
         ready(self.saved.pid)
         for task in self.tasks:
             task.close(ok=True)
+        try:
+            with uninterrupted():
+                self._let_go()
+        except KeyboardInterrupt:
+            if not self._started:
+                raise  # else it is too late
+
+    def _let_go(self) -> None:
+        """Let all go, or none: if we die on the way, what becomes of one becomes of all."""
+        if len(self.tasks) > 1:
+            with Witness(task.saved.pid for task in self.tasks) as witness:
+                for task in self.tasks:
+                    task.outlive_us()
+                witness.all_is_well()
         self._started = True
         for task in self.tasks:
             task.let_go()

@@ -9,15 +9,17 @@ from pathlib import Path
 import psutil
 import pytest
 from programs import TREES, Program
-from target import Ckpt, Criu, Target, wait_until
+from target import Ckpt, Criu, Target, pagers, wait_until
 from test_programs import Way
 
 pytestmark = pytest.mark.process
 
 WAYS = (
     Way(Criu, Ckpt),
+    Way(Criu, Ckpt, lazy=True),
     Way(Ckpt, Ckpt),
     Way(Ckpt, Ckpt, running=True),
+    Way(Ckpt, Ckpt, running=True, lazy=True),
     Way(Ckpt, Criu),
 )
 PROVING = (Way(Criu, Criu),)
@@ -59,6 +61,7 @@ def test_tree(program: Program, way: Way, place: Path) -> None:
             target.judge("the target itself, running on", images)
         way.restorer().restore(target, images, *(["--lazy-pages"] if way.lazy else []))
         target.judge("the restored copy", images)
+    wait_until(lambda: not pagers(), "end of the pagers, which keep something in the image")
 
 
 def shared_memory(pid: int) -> int:
