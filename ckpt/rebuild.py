@@ -8,12 +8,21 @@ it is stopped. It is traced with PTRACE_O_EXITKILL, and dies with us, until it i
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ckpt import namespaces
-from ckpt.errors import CkptError, ImageError, KernelError, NotPermitted, PidTaken
+from ckpt.errors import (
+    CkptError,
+    ImageError,
+    KernelError,
+    NoSuchTask,
+    NotPermitted,
+    PidTaken,
+)
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.image.pages import PAGE, PE_LAZY, PageReader, PageRun
@@ -44,6 +53,7 @@ _LEADER_ROOM, _ROOM_EACH, _THREAD_ROOM = 1 << 20, 1 << 10, 16 << 10
 _SECOND_ROOM = 1 << 20
 _AT_ONCE = 64 << 10
 _SPARE_CALLS, _SPARE = 16, 4096
+_TO_STOP = 0.1  # seconds that a task takes at most for it
 
 
 class Room:
@@ -116,6 +126,10 @@ class Task:
             make.close(ok=ok)
 
     @property
+    def _is_stopped(self) -> bool:
+        return bool(self.saved.leader.tc.task_state == process.TASK_STOPPED)
+
+    @property
     def _leader(self) -> Remote:
         return self._remotes[self.saved.pid]
 
@@ -179,7 +193,8 @@ class Task:
         Those come before all other mappings: see `sysv.attach`.
         """
         own = self.saved.own_namespaces
-        kinds = [kind for kind in namespaces.KINDS if kind.name in own]
+        new = () if self.saved.item.ppid else own  # the root's are all others', too
+        kinds = [kind for kind in namespaces.KINDS if kind.name in new]
         if kinds:
             flags = sum(kind.flag for kind in kinds)
             check(self._syscall(NR.unshare, flags), f"unshare {flags:#x}")
@@ -420,7 +435,7 @@ class Task:
             else:
                 remote.go_home(wanted, self.saved.sigmask(tid))
 
-        if self.saved.leader.tc.task_state == process.TASK_STOPPED:
+        if self._is_stopped:
             self._stop()
 
     def _stop(self) -> None:
@@ -439,9 +454,15 @@ class Task:
             tracee.set_options(Options.SYSGOOD)
 
     def let_go(self) -> None:
-        """Have it run, if it did."""
+        """Have it run, if it did; else see it stopped, or already told to go on."""
         for tracee in self._tracees.values():
             tracee.detach()
+        deadline = time.monotonic() + _TO_STOP
+        with suppress(NoSuchTask):  # somebody has killed it
+            while self._is_stopped and time.monotonic() < deadline:
+                if procfs.stat(self.saved.pid).state == "T":
+                    break
+                time.sleep(_TO_STOP / 1000)
 
 
 def clone_error(number: int, pid: int) -> CkptError:

@@ -149,19 +149,22 @@ def _own_namespaces(
     of_dumper: pb.task_kobj_ids_entry,
     parent: pb.task_kobj_ids_entry | None,
 ) -> dict[str, int]:
-    """Return the ids of those that it begins: not the dumper's, nor its parent's.
+    """Return the ids of those that are not the dumper's, which are named in the inventory.
 
-    For the dumper's own, which are named in the inventory, those of the restorer stand in.
+    For the dumper's own those of the restorer stand in. All others are those of the root.
     """
     known = {kind.name for kind in namespaces.KINDS}
     own: dict[str, int] = {}
     for field, ns_id in ids.ListFields():
         kind, is_namespace, _ = field.name.partition("_ns_id")
-        if not is_namespace or ns_id == getattr(parent or of_dumper, field.name):
+        if not is_namespace:
             continue
-        if kind not in known or parent:
+        other = parent is not None and ns_id != getattr(parent, field.name)
+        if ns_id != getattr(of_dumper, field.name):
+            own[kind] = ns_id
+            other = other or kind not in known
+        if other:
             raise Unsupported(f"pid {pid} had its own {kind} namespace: not restored yet")
-        own[kind] = ns_id
     return own
 
 

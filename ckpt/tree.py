@@ -261,7 +261,7 @@ class Tree:
                     task.outlive_us()
                 witness.all_is_well()
         self._started = True
-        for task in self.tasks:
+        for task in reversed(self.tasks):  # who runs finds all below him as they were
             task.let_go()
 
 

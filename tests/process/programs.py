@@ -193,10 +193,12 @@ PROGRAMS = (
 # Trees of processes.
 TREES = (
     program("tree"),
+    program("tree_job", source="tree", options=("--shell-job",), terminal=True),
     program("tree_sessions", criu_restore="takes children from before setsid(2) away"),
     program("tree_zombie", criu_restore="has 255 be 127"),
     program("tree_stopped", criu_restore="tells the parent once more"),
     program("tree_shared"),
+    program("tree_shared_sysv", "sysv", source="tree_shared"),
     program("tree_files"),
     program("tree_files_fs", "fs", source="tree_files", criu="refuses tasks with CLONE_FS"),
     program("tree_cow"),

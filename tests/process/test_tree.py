@@ -12,6 +12,8 @@ from programs import TREES, Program
 from target import Ckpt, Criu, Target, pagers, wait_until
 from test_programs import Way
 
+from ckpt.image.directory import ImageDir
+
 pytestmark = pytest.mark.process
 
 WAYS = (
@@ -77,4 +79,24 @@ def test_workers_share_their_memory_as_before(place: Path) -> None:
         dump(way, target, images)
         way.restorer().restore(target, images)
         assert shared_memory(target.pid) < before * 1.05 + (1 << 20)
+        target.judge("the restored copy", images)
+
+
+def test_a_directory_that_is_shared(place: Path) -> None:
+    """CRIU dumps no such thing, so its image is changed to say so."""
+    images, way = place / "images", WAYS[0]
+    program = Program("tree_files", "tree_files", ("will",))
+    with Target(program, place / "target") as target:
+        dump(way, target, images)
+        with ImageDir.open(str(images)) as image:
+            wanted = image.read("ids", target.pid).fs_id
+            pids = [entry.pid for entry, _ in image.records("pstree")]
+            for pid in pids[1:]:
+                file = images / f"ids-{pid}.img"
+                ids = image.read("ids", pid)
+                ids.fs_id = wanted
+                message = ids.SerializeToString()
+                head = file.read_bytes()[:8]
+                file.write_bytes(head + len(message).to_bytes(4, "little") + message)
+        way.restorer().restore(target, images)
         target.judge("the restored copy", images)

@@ -2,7 +2,8 @@
 /*
  * Descriptors of several processes: open files that they share and others that they do not, at
  * other numbers; a child with the same table (CLONE_FILES) and, with the argument `fs`, one with the
- * same directory (CLONE_FS); an epoll set, an eventfd and both ends of a socket pair.
+ * same directory (CLONE_FS), or `will`, one that is to have it once restored; an epoll set, an
+ * eventfd and both ends of a socket pair.
  */
 #include "tree.h"
 #include <sched.h>
@@ -75,7 +76,7 @@ int main(int argc, char **argv)
 	need(lseek(shared, 3, SEEK_SET) == 3);
 	pid_t one = child(inherits, 0), three = 0;
 	if (argc > 2)
-		three = child_with(CLONE_FS, same_directory);
+		three = child_with(strcmp(argv[2], "fs") ? 0 : CLONE_FS, same_directory);
 	pid_t two = child_with(CLONE_FILES, same_table);
 	all_arrived(argc);
 

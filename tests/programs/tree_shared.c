@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Memory that several processes share: anonymous, a memfd, a file, System V; in both directions. */
+/*
+ * Memory that several processes share: anonymous, a memfd, a file, and with the argument `sysv` a
+ * System V segment, in a namespace of their own; they write and read in both directions.
+ */
 #include "tree.h"
+#include <sched.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/shm.h>
@@ -46,6 +50,8 @@ int main(int argc, char **argv)
 {
 	begin(argc, argv);
 	pid_t pids[CHILDREN];
+	if (argc > 2 && unshare(CLONE_NEWIPC))
+		skip("no IPC namespace of one's own");
 	int memfd = memfd_create("shared", 0);
 	int file = open(path("shared"), O_RDWR | O_CREAT, 0600);
 	int segment = shmget(IPC_PRIVATE, SIZE, IPC_CREAT | 0600);
