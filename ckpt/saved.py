@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ckpt import namespaces, pstree
 from ckpt.errors import ImageError, KernelError, Unsupported
-from ckpt.files import external
+from ckpt.files import external, tty
 from ckpt.files.kind import Restore
 from ckpt.files.mapped import open_mapped
 from ckpt.files.table import FileTable, Opened
@@ -247,9 +247,12 @@ class Files:
         self._opened = Opened(tables.values(), self._make)
         self._tables = {one: FileTable(tables[one], self._opened) for one in tables}
         self._paths: dict[tuple[int, int], int] = {}
+        self.terminals: dict[int, tty.Controlling] = {}
+        """The terminals that control sessions, by session."""
         self._closed = False
         try:
             self._opened.create()
+            self.terminals = tty.controlling(self._make)
             for task in saved.tasks.values():
                 self._open_paths(task)
         except BaseException:

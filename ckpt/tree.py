@@ -7,6 +7,7 @@ Some go before: who has ended in the image ends here, and stand-ins leave no tra
 
 import os
 import signal
+import termios
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -133,11 +134,12 @@ class Tree:
                     if step.item.state is State.ALIVE:
                         self._fill(self.tasks[-1], files, image)
                 case Do.SETSID:
-                    self._call(step.item, NR.setsid)
+                    self._lead_session(step.item, files)
                 case Do.SETPGID:
                     self._call(step.item, NR.setpgid, 0, step.by)
                 case Do.END:
                     self._end(step.item)
+        self._set_foreground(files)
         for task in self.tasks:
             task.leave_to_pager(files, self._readers[task.saved.pid])
 
@@ -214,6 +216,21 @@ class Tree:
             parent = self._remotes[item.ppid].batch()
             parent.call(NR.wait4, item.pid, 0, WALL, 0, must=True)
             self._remotes[item.ppid].run(parent, self._regs, 0)
+
+    def _lead_session(self, item: Item, files: Files) -> None:
+        """Have it lead a session and take its terminal, which it hands on to whom it forks."""
+        self._call(item, NR.setsid)
+        if terminal := files.terminals.get(item.pid):
+            self._call(item, NR.ioctl, terminal.fd, termios.TIOCSCTTY, 0)
+
+    def _set_foreground(self, files: Files) -> None:
+        """Say which groups are in the foreground, now that all are there; one may be gone."""
+        for session, terminal in files.terminals.items():
+            if remote := self._remotes.get(session):
+                batch = remote.batch()
+                group = batch.data(terminal.foreground.to_bytes(4, "little"))
+                batch.call(NR.ioctl, terminal.fd, termios.TIOCSPGRP, group)
+                remote.run(batch, self._regs, 0)
 
     def become(self, files: Files) -> None:
         """Have all take on what is each process's own, and make their threads."""

@@ -19,11 +19,12 @@ import select
 import stat
 import struct
 import termios
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from ckpt.errors import CkptError, ImageError, KernelError, OptionsError, Unsupported
 from ckpt.files.external import inherited, tty_key
-from ckpt.files.kind import INSIDE, Dump, FileKind, OpenFile, Placed, Restore
+from ckpt.files.kind import INSIDE, Dump, FileKind, OpenFile, Restore
 from ckpt.files.sockopts import doing
 from ckpt.files.ttyinfo import PTY_SLAVES, Kind, controlling_pty, identify, read_info, set_mode
 from ckpt.image import pb
@@ -90,6 +91,8 @@ class Tty(FileKind):
     def create(cls, entry: Any, make: Restore) -> int:
         """Open it, once its pair is there and in its mode."""
         info = _info(entry.tty_info_id, make)
+        if info.type == Kind.CTTY and _controls_a_session(info.sid, make):
+            return INSIDE
         flags = entry.flags & ~os.O_CREAT | os.O_NOCTTY | os.O_CLOEXEC
         if info.type == Kind.PTY and _has_master(info.pty.index, make):
             master: int = make.once(("pty", info.pty.index), lambda: _make_pty(info, make))
@@ -101,29 +104,15 @@ class Tty(FileKind):
                 own = os.dup(fd)
                 make.at_end(lambda ok: _make_exclusive(own))
             return fd
-        if info.type == Kind.CTTY and _controlling(info, make) is not None:
-            return INSIDE
         outside = _open_outside(info, entry, flags, make)
         make.once(("tty mode", entry.tty_info_id), lambda: set_mode(outside, info, size=False))
         return outside
 
     @classmethod
     def open_inside(cls, entry: Any, make: Restore, batch: Batch) -> Call:
-        """Open /dev/tty, once it is the terminal of the task's session."""
-        info = _controlling(_info(entry.tty_info_id, make), make)
-        assert info, entry
-        master = make.once(("pty", info.pty.index), lambda: _make_pty(info, make))
-        _control(master, batch)
-        path = batch.data(b"/dev/tty\0")
-        flags = entry.flags & ~os.O_CREAT | os.O_NOCTTY | os.O_CLOEXEC
-        return batch.call(NR.openat, _AT_FDCWD, path, flags, 0, must=True)
-
-    @classmethod
-    def connect(cls, entry: Any, placed: Placed, make: Restore, batch: Batch) -> None:
-        """Have the task's session take back its terminal, if the task leads it."""
-        info = _info(entry.tty_info_id, make)
-        if info.type == Kind.PTY and info.sid and entry.tty_info_id & 1:
-            _control(placed.number, batch)
+        """Open /dev/tty: the terminal that controls the task's own session."""
+        flags = entry.flags & ~os.O_CREAT | os.O_NOCTTY
+        return batch.call(NR.openat, _AT_FDCWD, batch.data(b"/dev/tty\0"), flags, 0, must=True)
 
 
 def _is_outside(file: OpenFile, kind: Kind) -> bool:
@@ -211,21 +200,39 @@ def _info(info_id: int, make: Restore) -> Any:
         raise ImageError(f"tty-info.img: no terminal with id {info_id}") from None
 
 
+class Controlling(NamedTuple):
+    """A terminal that controls a session: our descriptor of it, and the group in the foreground."""
+
+    fd: int
+    foreground: int
+
+
+def controlling(make: Restore) -> dict[int, Controlling]:
+    """Return those whose masters are in the image, by session; they are closed at the end."""
+    found: dict[int, Controlling] = {}
+    for info in _infos(make).values() if make.image.exists("tty-info") else ():
+        if info.type != Kind.PTY or info.sid in (0, *found):
+            continue
+        if _has_master(info.pty.index, make):
+            master = make.once(("pty", info.pty.index), partial(_make_pty, info, make))
+            slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            make.at_end(partial(_close, slave))
+            found[info.sid] = Controlling(slave, info.pgrp)
+    return found
+
+
+def _close(fd: int, ok: bool) -> None:
+    os.close(fd)
+
+
+def _controls_a_session(session: int, make: Restore) -> bool:
+    """Say whether a terminal that is made here controls it."""
+    infos = [info for info in _infos(make).values() if info.type == Kind.PTY]
+    return any(info.sid == session and _has_master(info.pty.index, make) for info in infos)
+
+
 def _has_master(index: int, make: Restore) -> bool:
     return index << 1 | 1 in _infos(make)
-
-
-def _controlling(info: Any, make: Restore) -> Any | None:
-    """Return the pseudo terminal that /dev/tty stood for, if its master is in the image."""
-    masters = (one for one in _infos(make).values() if one.type == Kind.PTY and one.id & 1)
-    return next((one for one in masters if info.sid and one.sid == info.sid), None)
-
-
-def _control(master: int, batch: Batch) -> None:
-    """Add the calls that make a terminal the session's own; only its leader can."""
-    slave = batch.call(NR.ioctl, master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY, must=True)
-    batch.call(NR.ioctl, slave, termios.TIOCSCTTY, 0)
-    batch.call(NR.close, slave)
 
 
 def _make_exclusive(slave: int) -> None:
