@@ -40,6 +40,7 @@ class CommonOptions(_Request):
     shell_job: bool = False
     ext_unix_sk: bool = False
     tcp_established: bool = False
+    tcp_close: bool = False
     file_locks: bool = False
     evasive_devices: bool = False
     link_remap: bool = False
@@ -71,6 +72,7 @@ class DumpOptions(CommonOptions):
     leave_stopped: bool = False
     prev_images_dir: str | None = None
     ghost_limit: int = 1 << 20
+    skip_in_flight: bool = False
     force_irmap: bool = False
     irmap_scan_path: tuple[str, ...] = ()
     engine: str = "stop"

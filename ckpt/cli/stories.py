@@ -223,6 +223,7 @@ def dump_options(arguments: Arguments, log: LineLog) -> DumpOptions:
         pid=pid,
         leave_running=running,
         leave_stopped=arguments.has("leave-stopped"),
+        skip_in_flight=arguments.has("skip-in-flight"),
         force_irmap=arguments.has("force-irmap"),
         irmap_scan_path=tuple(arguments.values.get("irmap-scan-path", ())),
         prev_images_dir=arguments.text("prev-images-dir"),
@@ -268,8 +269,8 @@ def restore_options(arguments: Arguments, log: LineLog) -> RestoreOptions:
 
 def _common(arguments: Arguments, log: LineLog) -> dict[str, Any]:
     switches = (
-        *("shell-job", "ext-unix-sk", "tcp-established", "file-locks", "evasive-devices"),
-        "link-remap",
+        *("shell-job", "ext-unix-sk", "tcp-established", "tcp-close", "file-locks"),
+        *("evasive-devices", "link-remap"),
     )
     return {
         "images_dir": arguments.text("images-dir") or ".",

@@ -70,6 +70,8 @@ OPTIONS = (
     Option("auto-dedup", "", "", "free what older images have and this one has anew", _DUMP),
     Option("ext-unix-sk", "x", "", "leave out unix sockets' peers outside", _BOTH),
     Option("tcp-established", "", "", "keep TCP connections", _BOTH),
+    Option("tcp-close", "", "", "leave TCP connections out: they have ended then", _BOTH),
+    Option("skip-in-flight", "", "", "leave out TCP connections not accepted yet", _DUMP),
     Option("file-locks", "l", "", "keep file locks", _BOTH),
     Option("link-remap", "", "", "give unlinked files a name again while they are away", _BOTH),
     Option("ghost-limit", "", "SIZE", "largest deleted file that is saved; default: 1M", _DUMP),
@@ -120,9 +122,8 @@ LATER_VERBS = frozenset(("page-server", "lazy-pages", "service", "swrk"))
 LATER = frozenset(
     (
         *("root", "cpu-cap", "exec-cmd", "freeze-cgroup", "weak-sysctls", "stream"),
-        *("mntns-compat-mode", "network-lock", "unprivileged", "allow-uprobes", "skip-in-flight"),
-        *("tcp-close", "ghost-fiemap", "libdir"),
-        *("cgroup-props", "cgroup-props-file", "cgroup-yard"),
+        *("mntns-compat-mode", "network-lock", "unprivileged", "allow-uprobes"),
+        *("ghost-fiemap", "libdir", "cgroup-props", "cgroup-props-file", "cgroup-yard"),
         *("cgroup-dump-controller", "lsm-profile", "lsm-mount-context", "skip-mnt", "enable-fs"),
         *("ext-mount-map", "enable-external-masters", "enable-external-sharing", "empty-ns"),
         *("join-ns", "file-validation", "skip-file-rwx-check", "page-server"),

@@ -42,6 +42,7 @@ _KNOWN = {
 }
 _IPV6_V6ONLY, _IPV6_TCLASS = 26, 67
 _IP_TOS, _IP_TTL = 1, 2
+_BOTH = 3
 # Field: level and option, of IPv4 and of IPv6.
 _IP_FLAGS = {
     "freebind": {socket.AF_INET: (0, 15), socket.AF_INET6: (41, 78)},
@@ -139,7 +140,7 @@ class InetSk(FileKind):
                 entry.shutdown = shutdown
             if sock.family == socket.AF_INET6:
                 entry.v6only = bool(sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_V6ONLY))
-            if tcpstream.is_connection(sock):
+            if tcpstream.is_connection(sock) and not out.options.tcp_close:
                 tcpstream.dump(file, sock, entry, out)
         return entry
 
@@ -153,8 +154,7 @@ class InetSk(FileKind):
             restore_options(sock, entry.opts)
             _set_tcp_options(sock, entry)
             if entry.proto == socket.IPPROTO_TCP and entry.state not in (CLOSE, LISTEN):
-                ends = address(sock, entry, "src"), address(sock, entry, "dst")
-                tcpstream.restore(sock, entry, ends, make)
+                _connect(sock, entry, make)
             else:
                 _place(sock, entry)
         except BaseException:
@@ -168,10 +168,10 @@ class InetSk(FileKind):
 
 def _check_tcp(file: OpenFile, sock: socket.socket, options: DumpOptions) -> None:
     state, waiting, _ = tcp_info(sock)
-    if state == LISTEN and waiting:
+    if state == LISTEN and waiting and not options.skip_in_flight:
         raise Unsupported(
             f"{file.name}: {waiting} TCP connections wait to be accepted",
-            hint="try again once the server has accepted them",
+            hint="try again once the server has accepted them, or lose them: --skip-in-flight",
         )
     if tcpstream.is_connection(sock):
         tcpstream.check(file, state, options)
@@ -289,6 +289,15 @@ def _set_tcp_options(sock: socket.socket, entry: pb.inet_sk_entry) -> None:
             set_option(sock, socket.IPPROTO_TCP, option, value)
 
 
+def _connect(sock: socket.socket, entry: pb.inet_sk_entry, make: Restore) -> None:
+    """Make a connection again, or have it be one that has ended."""
+    if make.options.tcp_close:
+        _shut(sock, _BOTH)
+        return
+    ends = address(sock, entry, "src"), address(sock, entry, "dst")
+    tcpstream.restore(sock, entry, ends, make)
+
+
 def _place(sock: socket.socket, entry: pb.inet_sk_entry) -> None:
     """Bind, connect, listen, shut, as far as it was."""
     # Old connections that linger in TIME_WAIT must not keep a server from its port.
@@ -313,5 +322,5 @@ def _shut(sock: socket.socket, halves: int) -> None:
     try:
         sock.shutdown(halves - 1)
     except OSError as error:
-        if error.errno != errno.ENOTCONN:  # said of UDP without a peer, though it is done
+        if error.errno != errno.ENOTCONN:  # said of one without a peer, though it is done
             raise

@@ -7,6 +7,9 @@ both queues. Facts that bite (TCP_REPAIR in net/ipv4/tcp.c; LWN 495304):
 - A socket in repair sends nothing when it connects or closes; its queues are peeked and filled by
   TCP_REPAIR_QUEUE, and their sequence numbers are those of the queue's end.
 - Leaving repair clears SO_REUSEADDR, so that is set again. -1 leaves without a window probe.
+- An end (FIN) counts as one in the sequence. Ours is said under repair by shutdown(2), unless there
+  is something to send before it. The peer's, which it may never say again, we say in its name, as
+  we acknowledge ours if it had (tcpsegment); whatever it says to that is as good as the first time.
 - What was sent but not acknowledged is filled in under repair, and sent again in its time; what
   was never sent is simply sent after repair. Nothing may go out before both ends exist, in case
   both are restored: repair ends when every file is in place.
@@ -16,15 +19,17 @@ answered by a reset. That is not done here.
 """
 
 import _socket
+import errno
 import fcntl
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
-from ckpt.errors import Unsupported
+from ckpt.errors import KernelError, Unsupported
 from ckpt.files.kind import Dump, OpenFile, Restore
 from ckpt.files.sockopts import (
     SO_REUSEADDR,
@@ -37,12 +42,15 @@ from ckpt.files.sockopts import (
     set_option,
 )
 from ckpt.image import pb
+from ckpt.kernel import tcpsegment
 from ckpt.options import DumpOptions
 
 TCP = socket.IPPROTO_TCP
-ESTABLISHED, CLOSE, LISTEN = 1, 7, 10
+ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE, CLOSE_WAIT, LAST_ACK, LISTEN, CLOSING = (
+    *(1, 4, 5, 7, 8, 9, 10, 11),
+)
 """States (net/tcp_states.h)."""
-SHUT = {4: 2, 5: 2, 8: 1, 9: 3, 11: 3}
+SHUT = {FIN_WAIT1: 2, FIN_WAIT2: 2, CLOSE_WAIT: 1, LAST_ACK: 3, CLOSING: 3}
 """The halves shut (1 read, 2 write) in FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING."""
 
 _MAXSEG, _INFO, _REPAIR, _QUEUE, _SEQ, _OPTIONS, _TIMESTAMP, _WINDOW = 2, 11, 19, 20, 21, 22, 24, 29
@@ -57,6 +65,8 @@ _HAS_TIMESTAMPS, _HAS_SACK, _HAS_WSCALE = 1, 2, 4
 _OPT_MSS, _OPT_WINDOW, _OPT_SACK, _OPT_TIMESTAMP = 2, 3, 4, 8
 _CHUNK = 32 << 10
 _ROOMY = 64 << 20
+_SHUT_READ, _SHUT_WRITE = 1, 2
+_PATIENCE, _PAUSE = 2.0, 0.001
 
 
 def tcp_info(sock: _socket.socket) -> tuple[int, int, int]:
@@ -72,13 +82,15 @@ def is_connection(sock: socket.socket) -> bool:
 
 
 def check(file: OpenFile, state: int, options: DumpOptions) -> None:
-    """Refuse a connection that is not asked for, or not in full flow."""
+    """Refuse a connection that is not asked for, or that is not one yet."""
+    if options.tcp_close:
+        return
     if not options.tcp_established:
         raise Unsupported(f"{file.name}: connected TCP socket", hint="use --tcp-established")
-    if state != ESTABLISHED:
+    if state not in (ESTABLISHED, *SHUT):
         raise Unsupported(
-            f"{file.name}: TCP connection that is being opened or closed (state {state})",
-            hint="try again when it is established or gone",
+            f"{file.name}: TCP connection that is being opened (state {state})",
+            hint="try again when it is established",
         )
 
 
@@ -155,7 +167,7 @@ def _stream(
         inq_seq=incoming[1],
         outq_len=len(outgoing[0]),
         outq_seq=outgoing[1],
-        unsq_len=_ioctl(sock, _SIOCOUTQNSD),
+        unsq_len=_unsent(sock),
         opt_mask=options & (_HAS_TIMESTAMPS | _HAS_SACK | _HAS_WSCALE),
         snd_wscale=scales & 15,
         rcv_wscale=scales >> 4,
@@ -165,7 +177,55 @@ def _stream(
     )
 
 
+def _unsent(sock: socket.socket) -> int:
+    """Return how many bytes were never sent; our end does not count, if it was not either."""
+    unsent = _ioctl(sock, _SIOCOUTQNSD)
+    return max(0, unsent - 1) if SHUT.get(tcp_info(sock)[0], 0) & _SHUT_WRITE else unsent
+
+
 # --- restore
+
+
+class _Connection(NamedTuple):
+    """What a connection is to be: its record, where it is, and its stream."""
+
+    entry: pb.inet_sk_entry
+    ends: tuple[Any, Any]
+    stream: pb.tcp_stream_entry
+    outgoing: bytes
+
+    @property
+    def sent(self) -> int:
+        """How much of the outgoing bytes was sent."""
+        return len(self.outgoing) - min(self.stream.unsq_len, len(self.outgoing))
+
+    @property
+    def our_end(self) -> bool:
+        """Whether we have said that nothing more will come."""
+        return bool(SHUT.get(self.entry.state, 0) & _SHUT_WRITE)
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether ours can be said under repair: all data before it was sent, and none waits."""
+        return self.our_end and self.entry.state != LAST_ACK and self.sent == len(self.outgoing)
+
+    @property
+    def peers_end(self) -> bool:
+        """Whether the peer has."""
+        return bool(SHUT.get(self.entry.state, 0) & _SHUT_READ)
+
+    def say_for_peer(self, flags: int) -> None:
+        """Have the peer's next segment come, with what it has acknowledged; or has our end, too."""
+        stream = self.stream
+        unacknowledged = stream.outq_len + self.our_end if flags & tcpsegment.FIN else 0
+        segment = tcpsegment.Segment(
+            flags | tcpsegment.ACK,
+            stream.inq_seq - (1 if flags & tcpsegment.FIN else 0),
+            stream.outq_seq - unacknowledged,
+            stream.snd_wnd >> stream.snd_wscale,
+        )
+        here, there = (tcpsegment.End(*end[:2]) for end in self.ends)
+        tcpsegment.send(there, here, segment)
 
 
 def restore(
@@ -173,17 +233,17 @@ def restore(
 ) -> None:
     """Make the connection between two ends; it comes to life when the restore is done.
 
-    Raises Unsupported for a state other than established, ImageError, KernelError.
+    Raises Unsupported for one that was being opened, ImageError, KernelError.
     """
-    if entry.state != ESTABLISHED:
-        raise Unsupported(f"TCP connection {entry.id}: state {entry.state} is not restored yet")
+    if entry.state not in (ESTABLISHED, *SHUT):
+        raise Unsupported(f"TCP connection {entry.id}: state {entry.state} is not restored")
     [(stream, data)] = make.image.records("tcp-stream", entry.ino)
     incoming, outgoing = data[: stream.inq_len], data[stream.inq_len :]
-    sent = len(outgoing) - min(stream.unsq_len, len(outgoing))
+    one = _Connection(entry, ends, stream, outgoing)
     with doing(f"restore the TCP connection from {ends[0][:2]} to {ends[1][:2]}"):
         sock.setsockopt(TCP, _REPAIR, 1)
-        _set_sequence(sock, _RECEIVE, stream.inq_seq - stream.inq_len)
-        _set_sequence(sock, _SEND, stream.outq_seq - stream.outq_len)
+        _set_sequence(sock, _RECEIVE, stream.inq_seq - stream.inq_len - one.peers_end)
+        _set_sequence(sock, _SEND, stream.outq_seq - stream.outq_len - one.our_end)
         sock.bind(ends[0])
         sock.connect(ends[1])
         sock.setsockopt(TCP, _OPTIONS, _negotiated(stream))
@@ -192,12 +252,21 @@ def restore(
         # The same bytes may be charged more than they were; _revive puts the right size.
         set_buffer(sock, SO_SNDBUF, SO_SNDBUFFORCE, _ROOMY)
         _fill(sock, _RECEIVE, incoming)
-        _fill(sock, _SEND, outgoing[:sent])
+        _fill(sock, _SEND, outgoing[: one.sent])
         if stream.HasField("snd_wnd"):
-            window = (getattr(stream, field) for field in _WINDOW_FIELDS)
-            sock.setsockopt(TCP, _WINDOW, _WINDOW_LAYOUT.pack(*window))
+            sock.setsockopt(TCP, _WINDOW, _window(one))
+        if one.ends_early:
+            sock.shutdown(socket.SHUT_WR)
     twin = socket.socket(fileno=os.dup(sock.fileno()))
-    make.at_end(lambda ok: _revive(twin, outgoing[sent:], entry.opts, ok=ok))
+    make.at_end(lambda ok: _revive(twin, one, ok=ok))
+
+
+def _window(one: _Connection) -> bytes:
+    """Return a struct tcp_repair_window; the peer's end is yet to come."""
+    values = {field: getattr(one.stream, field) for field in _WINDOW_FIELDS}
+    if one.peers_end and values["rcv_wup"] == one.stream.inq_seq:
+        values["rcv_wup"] = one.stream.inq_seq - 1 & 0xFFFFFFFF
+    return _WINDOW_LAYOUT.pack(*values.values())
 
 
 def _signed(value: int) -> int:
@@ -230,15 +299,41 @@ def _fill(sock: socket.socket, queue: int, data: bytes) -> None:
         view = view[sock.send(view[:_CHUNK], socket.MSG_DONTWAIT) :]
 
 
-def _revive(sock: socket.socket, unsent: bytes, opts: pb.sk_opts_entry, *, ok: bool) -> None:
+def _revive(sock: socket.socket, one: _Connection, *, ok: bool) -> None:
     """End repair and send what never was; on failure close it in repair, without a word."""
     with sock:
         if not ok:
             return
         set_option(sock, TCP, _REPAIR, 0)
-        set_option(sock, SOL_SOCKET, SO_REUSEADDR, int(opts.reuseaddr))
-        sent = 0
+        set_option(sock, SOL_SOCKET, SO_REUSEADDR, int(one.entry.opts.reuseaddr))
+        sent = one.sent
         with doing("send to a restored TCP connection"):
-            while sent < len(unsent):
-                sent += sock.send(unsent[sent:], socket.MSG_DONTWAIT)
-        restore_buffers(sock, opts)
+            while sent < len(one.outgoing):
+                sent += sock.send(one.outgoing[sent:], socket.MSG_DONTWAIT)
+            _half_close(sock, one)
+        restore_buffers(sock, one.entry.opts)
+
+
+def _half_close(sock: socket.socket, one: _Connection) -> None:
+    """Have either end said that was."""
+    if one.peers_end:
+        one.say_for_peer(tcpsegment.FIN)
+        _leave(sock, ESTABLISHED, FIN_WAIT1, FIN_WAIT2)
+    if one.our_end and not one.ends_early:
+        sock.shutdown(socket.SHUT_WR)
+    if one.entry.state == FIN_WAIT2:
+        one.say_for_peer(0)
+        _leave(sock, FIN_WAIT1)
+
+
+def _leave(sock: socket.socket, *states: int) -> None:
+    """Wait until a connection is in none of these states."""
+    deadline = time.monotonic() + _PATIENCE
+    while tcp_info(sock)[0] in states:
+        if time.monotonic() > deadline:
+            raise KernelError(
+                errno.ETIMEDOUT,
+                "closing one half of a restored TCP connection",
+                hint="does a firewall drop what comes from the other end?",
+            )
+        time.sleep(_PAUSE)

@@ -10,7 +10,7 @@ import pytest
 
 from ckpt.errors import KernelError, Unsupported
 from ckpt.files.inetsk import InetSk
-from ckpt.files.tcpstream import tcp_info
+from ckpt.files.tcpstream import CLOSE_WAIT, FIN_WAIT1, FIN_WAIT2, LAST_ACK, tcp_info
 from tests.unit.files.roundtrip import Trip
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -235,15 +235,65 @@ def test_connection(sockets: Sockets, family: int, size: int) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="TCP_REPAIR needs CAP_NET_ADMIN")
 def test_full_connection(sockets: Sockets) -> None:
     listener, client, server = connection(sockets)
-    client.setblocking(False)
-    sent = 0
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            sent += client.send(bytes(range(256)) * 100)
+    sent = fill(client)
     listener, client, server = sockets.through(listener, client, server, tcp_established=True)
     server.settimeout(20)
     data = received(server, sent)
     assert data == bytes(range(256)) * (sent // 256)
+
+
+def fill(sock: socket.socket) -> int:
+    """Send until no more fits; returns how much."""
+    sock.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += sock.send(bytes(range(256)) * 100)
+    return sent
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="TCP_REPAIR needs CAP_NET_ADMIN")
+@pytest.mark.parametrize("last", [False, True])
+def test_an_end_behind_data_that_was_never_sent(sockets: Sockets, last: bool) -> None:
+    """FIN_WAIT1, and LAST_ACK if the other side has said its end before."""
+    listener, client, server = connection(sockets)
+    if last:
+        server.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+    sent = fill(client)
+    client.shutdown(socket.SHUT_WR)
+    assert tcp_info(client)[0] == (LAST_ACK if last else FIN_WAIT1)
+    listener, client, server = sockets.through(listener, client, server, tcp_established=True)
+    assert tcp_info(client)[0] == (LAST_ACK if last else FIN_WAIT1)
+    server.settimeout(20)
+    assert received(server, sent) == bytes(range(256)) * (sent // 256)
+    assert server.recv(1) == b""
+    if last:
+        assert client.recv(1) == b""
+    else:
+        server.send(b"answer")
+        client.settimeout(20)
+        assert client.recv(9) == b"answer"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="TCP_REPAIR needs CAP_NET_ADMIN")
+def test_a_half_closed_connection_of_a_mapped_address(sockets: Sockets) -> None:
+    listener = sockets.one(V6, STREAM, "::", 0)
+    listener.listen()
+    client = sockets.one(V4)
+    client.connect(("127.0.0.1", listener.getsockname()[1]))
+    server = sockets.all.enter_context(listener.accept()[0])
+    client.shutdown(socket.SHUT_WR)
+    assert server.recv(1) == b""
+    while tcp_info(client)[0] != FIN_WAIT2:
+        pass
+    listener, client, server = sockets.through(listener, client, server, tcp_established=True)
+    assert server.getpeername()[0] == "::ffff:127.0.0.1"
+    assert (tcp_info(client)[0], tcp_info(server)[0]) == (FIN_WAIT2, CLOSE_WAIT)
+    assert server.recv(1) == b""
+    server.send(b"answer")
+    client.settimeout(20)
+    assert client.recv(9) == b"answer"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="TCP_REPAIR needs CAP_NET_ADMIN")
