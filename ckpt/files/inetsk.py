@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TCP and UDP sockets, IPv4 and IPv6, that stand on their own; connections are in tcpstream.
+"""TCP, UDP and raw sockets, IPv4 and IPv6, on their own; connections are in tcpstream.
 
 What the socket itself tells is asked of it, which works in any network namespace: of TCP all,
 by TCP_INFO. sock_diag(7) is asked for the shut-down halves of UDP. Datagrams in a queue are not
@@ -15,8 +15,9 @@ from collections.abc import Hashable
 from typing import Any
 
 from ckpt.errors import Unsupported
-from ckpt.files import tcpstream
+from ckpt.files import rawsk, tcpstream
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
+from ckpt.files.moreopts import MORE
 from ckpt.files.sockopts import (
     SO_REUSEADDR,
     SOL_SOCKET,
@@ -43,6 +44,7 @@ _KNOWN = {
 _IPV6_V6ONLY, _IPV6_TCLASS = 26, 67
 _IP_TOS, _IP_TTL = 1, 2
 _BOTH = 3
+_UDP, _UDP_CORK = socket.IPPROTO_UDP, 1
 # Field: level and option, of IPv4 and of IPv6.
 _IP_FLAGS = {
     "freebind": {socket.AF_INET: (0, 15), socket.AF_INET6: (41, 78)},
@@ -52,14 +54,20 @@ _TCP_FLAGS = {"nodelay": 1, "cork": 3}
 _TCP_NUMBERS = {"keepcnt": 6, "keepidle": 4, "keepintvl": 5}
 _TCP_STATE = [(socket.IPPROTO_TCP, n) for n in (*_TCP_FLAGS.values(), *_TCP_NUMBERS.values())]
 _STATE: dict[int, State] = {
-    socket.AF_INET: State((0, _IP_TOS), (0, _IP_TTL), (0, 15), (0, 8), *_TCP_STATE),
-    socket.AF_INET6: State((41, _IPV6_V6ONLY), (41, _IPV6_TCLASS), (41, 78), (41, 49), *_TCP_STATE),
+    socket.AF_INET: State(
+        *((0, _IP_TOS), (0, _IP_TTL), (0, 15), (0, 8)), *_TCP_STATE, *MORE[socket.AF_INET]
+    ),
+    socket.AF_INET6: State(
+        *((41, _IPV6_V6ONLY), (41, _IPV6_TCLASS), (41, 78), (41, 49)),
+        *_TCP_STATE,
+        *MORE[socket.AF_INET6],
+    ),
 }
 _TOLD = 32  # bytes of a struct tcp_info with what tcp_info tells, or of an address
 
 
 class InetSk(FileKind):
-    """A TCP or UDP socket."""
+    """A TCP, UDP or raw socket."""
 
     type = pb.FD_INETSK
     field = "isk"
@@ -73,13 +81,17 @@ class InetSk(FileKind):
     def check(cls, file: OpenFile, options: DumpOptions) -> None:
         """Refuse other protocols, connections without leave, clients not accepted yet."""
         with borrowed(file.fd) as sock:
-            if (sock.type, sock.proto) not in _KNOWN:
+            if (sock.type, sock.proto) not in _KNOWN and sock.type != socket.SOCK_RAW:
                 raise Unsupported(
                     f"{file.name}: internet socket of type {sock.type}, protocol {sock.proto}",
-                    hint="TCP and UDP sockets can be dumped",
+                    hint="TCP, UDP and raw sockets can be dumped",
                 )
-            if sock.proto == socket.IPPROTO_TCP:
+            if sock.type == socket.SOCK_STREAM:
                 _check_tcp(file, sock, options)
+            elif sock.type == socket.SOCK_DGRAM and sock.getsockopt(_UDP, _UDP_CORK):
+                raise Unsupported(
+                    f"{file.name}: a corked UDP socket", hint="try again when it is not (UDP_CORK)"
+                )
         check_options(file)
 
     @classmethod
@@ -87,6 +99,8 @@ class InetSk(FileKind):
         """Where it is, and options; a connection has to stand still."""
         sock = _socket.socket(fileno=file.fd)  # the family a plain number: that is quicker
         try:
+            if sock.type == socket.SOCK_RAW:
+                return None
             told = tcp_info(sock) if sock.proto == socket.IPPROTO_TCP else (CLOSE,)
             if told[0] not in (CLOSE, LISTEN):
                 return None
@@ -120,7 +134,7 @@ class InetSk(FileKind):
     def dump(cls, file: OpenFile, out: Dump) -> Any:
         """Ask the socket, and its connection if it has one."""
         with borrowed(file.fd) as sock:
-            if sock.proto == socket.IPPROTO_TCP:
+            if sock.type == socket.SOCK_STREAM:
                 _check_tcp(file, sock, out.options)
             state, backlog, shutdown = _state(sock, out)
             entry = pb.inet_sk_entry(
@@ -153,7 +167,10 @@ class InetSk(FileKind):
             _set_ip_options(sock, entry)
             restore_options(sock, entry.opts)
             _set_tcp_options(sock, entry)
-            if entry.proto == socket.IPPROTO_TCP and entry.state not in (CLOSE, LISTEN):
+            if sock.type == socket.SOCK_RAW:
+                ends = address(sock, entry, "src"), address(sock, entry, "dst")
+                rawsk.place(sock, entry.ip_opts.raw, *ends)
+            elif entry.proto == socket.IPPROTO_TCP and entry.state not in (CLOSE, LISTEN):
                 _connect(sock, entry, make)
             else:
                 _place(sock, entry)
@@ -179,6 +196,8 @@ def _check_tcp(file: OpenFile, sock: socket.socket, options: DumpOptions) -> Non
 
 def _state(sock: socket.socket, out: Dump) -> tuple[int, int, int]:
     """Return TCP's state, which UDP has too, the backlog, and the shut halves (1 read, 2 write)."""
+    if sock.type == socket.SOCK_RAW:
+        return CLOSE, 0, 0
     if sock.proto == socket.IPPROTO_TCP:
         state, _, backlog = tcp_info(sock)
         return state, backlog if state == LISTEN else 0, tcpstream.SHUT.get(state, 0)
@@ -215,6 +234,8 @@ def _addresses(sock: socket.socket) -> dict[str, Any]:
         "dst_addr": _words(sock, target[0]),
         "dst_port": target[1],
     }
+    if sock.type == socket.SOCK_RAW and (words := rawsk.peer(sock)):
+        fields["dst_addr"] = words
     scopes = [end[3] for end in (source, target) if len(end) == 4 and end[3]]
     if scopes:
         fields["ifname"] = socket.if_indextoname(scopes[0])
@@ -231,6 +252,8 @@ def _ip_options(sock: socket.socket) -> pb.ip_opts_entry:
         fields["ttl"] = sock.getsockopt(socket.IPPROTO_IP, _IP_TTL)
     if tos := sock.getsockopt(*_tos(sock)):
         fields["tos"] = tos
+    if sock.type == socket.SOCK_RAW:
+        fields["raw"] = rawsk.dump_options(sock)
     return pb.ip_opts_entry(**fields)
 
 
@@ -241,7 +264,7 @@ def _tos(sock: socket.socket) -> tuple[int, int]:
 
 
 def _tcp_options(sock: socket.socket) -> pb.tcp_opts_entry:
-    if sock.proto != socket.IPPROTO_TCP:
+    if sock.type != socket.SOCK_STREAM:
         return pb.tcp_opts_entry()
     numbers = {f: sock.getsockopt(socket.IPPROTO_TCP, o) for f, o in _TCP_NUMBERS.items()}
     flags = {f: True for f, o in _TCP_FLAGS.items() if sock.getsockopt(socket.IPPROTO_TCP, o)}
@@ -268,7 +291,9 @@ def address(sock: socket.socket, entry: pb.inet_sk_entry, end: str) -> tuple[Any
 
 def _set_ip_options(sock: socket.socket, entry: pb.inet_sk_entry) -> None:
     if entry.HasField("v6only") and sock.family == socket.AF_INET6:
-        set_option(sock, socket.IPPROTO_IPV6, _IPV6_V6ONLY, int(entry.v6only))
+        only = int(entry.v6only)
+        if sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_V6ONLY) != only:  # a raw one is bound already
+            set_option(sock, socket.IPPROTO_IPV6, _IPV6_V6ONLY, only)
     for field, options in _IP_FLAGS.items():
         if getattr(entry.ip_opts, field):
             set_option(sock, *options[socket.AddressFamily(sock.family)], 1)
@@ -280,7 +305,7 @@ def _set_ip_options(sock: socket.socket, entry: pb.inet_sk_entry) -> None:
 
 
 def _set_tcp_options(sock: socket.socket, entry: pb.inet_sk_entry) -> None:
-    if sock.proto != socket.IPPROTO_TCP:
+    if sock.type != socket.SOCK_STREAM:
         return
     for field, option in (_TCP_NUMBERS | _TCP_FLAGS).items():
         value = int(getattr(entry.tcp_opts, field))

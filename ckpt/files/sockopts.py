@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ckpt.errors import CkptError, KernelError, NotPermitted, Unsupported
+from ckpt.files import moreopts
 from ckpt.files.kind import OpenFile
 from ckpt.image import pb
 from ckpt.kernel.arch import NR
@@ -143,7 +144,7 @@ def dump_options(sock: socket.socket) -> pb.sk_opts_entry:
     for field, option in _TIMEOUTS:
         seconds, useconds = _TIMEVAL.unpack(sock.getsockopt(SOL_SOCKET, option, _TIMEVAL.size))
         fields |= {f"{field}_sec": seconds, f"{field}_usec": useconds}
-    return pb.sk_opts_entry(**fields, **_odd(sock))
+    return pb.sk_opts_entry(**fields, **_odd(sock), more=moreopts.dump(sock))
 
 
 def _odd(sock: socket.socket) -> dict[str, Any]:
@@ -204,6 +205,8 @@ def restore_options(sock: socket.socket, opts: pb.sk_opts_entry) -> None:
             set_option(sock, SOL_SOCKET, option, _TIMEVAL.pack(*timeout))
     if opts.HasField("so_linger"):
         set_option(sock, SOL_SOCKET, SO_LINGER, _LINGER.pack(1, opts.so_linger))
+    with doing("setsockopt"):
+        moreopts.restore(sock, opts)
     restore_buffers(sock, opts)
     if opts.so_filter:
         attach_filter(sock.fileno(), _program(list(opts.so_filter)))

@@ -78,7 +78,7 @@ def tcp_info(sock: _socket.socket) -> tuple[int, int, int]:
 
 def is_connection(sock: socket.socket) -> bool:
     """Say whether this is TCP, connected or on the way to or from it."""
-    return sock.proto == TCP and tcp_info(sock)[0] not in (CLOSE, LISTEN)
+    return sock.type == socket.SOCK_STREAM and tcp_info(sock)[0] not in (CLOSE, LISTEN)
 
 
 def check(file: OpenFile, state: int, options: DumpOptions) -> None:

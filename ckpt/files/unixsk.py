@@ -15,6 +15,7 @@ from typing import Any
 
 from ckpt.errors import Unsupported
 from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
+from ckpt.files.moreopts import MORE
 from ckpt.files.skqueue import dump_queue, first_carries, queued
 from ckpt.files.sockopts import State, borrowed, check_options, dump_options, family
 from ckpt.files.unixmake import ESTABLISHED, EXTERNAL, LISTEN, make_all
@@ -27,7 +28,7 @@ from ckpt.kernel.sockdiag import UnixDiag
 from ckpt.options import DumpOptions
 
 _BOTH = 3
-_OPTIONS = State()
+_OPTIONS = State(*MORE[socket.AF_UNIX])
 Table = dict[int, UnixDiag]
 
 

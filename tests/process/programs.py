@@ -182,6 +182,12 @@ PROGRAMS = (
         "tcp_in_flight", source="tcp_close", refused="wait to be accepted", criu="refuses it, too"
     ),
     program("udp"),
+    program(
+        "udp_corked", "corked", source="udp", refused="a corked UDP socket", criu="refuses it, too"
+    ),
+    program("socket_options", criu="has no place for them"),
+    program("raw"),
+    program("raw_connected", "connected", source="raw", criu="loses peer and checksum"),
     program("counter_server", "16"),
     program("demo", "16"),
     # Terminals

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* UDP sockets: bound, connected, with options, v4 and v6. */
+/* UDP sockets: bound, connected, with options, v4 and v6. As `corked`: with half a datagram. */
 #include "sockets.h"
 
 static int bound(int family)
@@ -10,9 +10,24 @@ static int bound(int family)
 	return fd;
 }
 
+static int check_corked(void)
+{
+	int fd = bound(AF_INET);
+	need(!connect_to(fd, name_of(fd)));
+	set_option(fd, IPPROTO_UDP, 1, 1); /* UDP_CORK */
+	send_text(fd, "one");
+	checkpoint();
+	send_text(fd, "two");
+	set_option(fd, IPPROTO_UDP, 1, 0);
+	check_text(receive_text(fd), "onetwo");
+	return verdict();
+}
+
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
+	if (argc > 2)
+		return check_corked();
 	int v4 = bound(AF_INET), v6 = bound(AF_INET6), connected = bound(AF_INET);
 	int connected6 = bound(AF_INET6), unbound = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	set_option(v4, SOL_SOCKET, SO_BROADCAST, 1);

@@ -1432,6 +1432,7 @@ class ip_opts_raw_entry(Message):
     checksum: builtins.bool
     @builtins.property
     def icmpv_filter(self) -> RepeatedScalarFieldContainer[builtins.int]: ...
+    checksum_offset: builtins.int
     def __init__(
         self,
         *,
@@ -1439,6 +1440,7 @@ class ip_opts_raw_entry(Message):
         nodefrag: builtins.bool | None = ...,
         checksum: builtins.bool | None = ...,
         icmpv_filter: Iterable[builtins.int] | None = ...,
+        checksum_offset: builtins.int | None = ...,
     ) -> None: ...
 
 class ipc_desc_entry(Message):
@@ -2332,6 +2334,18 @@ class sit_entry(Message):
         relay_prefix: Iterable[builtins.int] | None = ...,
     ) -> None: ...
 
+class sk_option_entry(Message):
+    level: builtins.int
+    number: builtins.int
+    value: builtins.bytes
+    def __init__(
+        self,
+        *,
+        level: builtins.int | None = ...,
+        number: builtins.int | None = ...,
+        value: builtins.bytes | None = ...,
+    ) -> None: ...
+
 class sk_opts_entry(Message):
     so_sndbuf: builtins.int
     so_rcvbuf: builtins.int
@@ -2359,6 +2373,8 @@ class sk_opts_entry(Message):
     so_oobinline: builtins.int
     so_linger: builtins.int
     so_buf_lock: builtins.int
+    @builtins.property
+    def more(self) -> RepeatedCompositeFieldContainer[_pb.sk_option_entry]: ...
     def __init__(
         self,
         *,
@@ -2387,6 +2403,7 @@ class sk_opts_entry(Message):
         so_oobinline: builtins.int | None = ...,
         so_linger: builtins.int | None = ...,
         so_buf_lock: builtins.int | None = ...,
+        more: Iterable[_pb.sk_option_entry] | None = ...,
     ) -> None: ...
 
 class sk_packet_entry(Message):
