@@ -55,6 +55,12 @@ class OpenFile(NamedTuple):
     link: str
     info: FdInfo
     links: frozenset[str] = frozenset()
+    pids: tuple[int, ...] = ()
+
+    @property
+    def tree(self) -> tuple[int, ...]:
+        """The processes that are dumped, as far as they have descriptors of their own."""
+        return self.pids or (self.pid,)
 
     @property
     def flags(self) -> int:

@@ -244,7 +244,8 @@ class OpenFiles:
         if link.startswith("/"):  # it may have been renamed
             link = os.readlink(f"/proc/self/fd/{one.fd}")
         st = os.fstat(one.fd)
-        return OpenFile(one.fd, *place, one.file_id, st, link, info, self._links)
+        pids = tuple(self._tables)
+        return OpenFile(one.fd, *place, one.file_id, st, link, info, self._links, pids)
 
     # --- in flight
 

@@ -77,7 +77,7 @@ def _nspid(file: OpenFile) -> int:
     pid = file.info.pidfd
     if pid == _ENDED:
         return _ENDED
-    if pid not in procfs.threads(file.pid):
+    if pid not in file.tree and pid not in procfs.threads(file.pid):
         raise Unsupported(
             f"{file.name}: pid {pid} is outside of what is dumped",
             hint="have the target close it before the dump",

@@ -19,10 +19,18 @@ import select
 import stat
 import struct
 import termios
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
-from ckpt.errors import CkptError, ImageError, KernelError, OptionsError, Unsupported
+from ckpt.errors import (
+    CkptError,
+    ImageError,
+    KernelError,
+    NoSuchTask,
+    OptionsError,
+    Unsupported,
+)
 from ckpt.files.external import inherited, tty_key
 from ckpt.files.kind import INSIDE, Dump, FileKind, OpenFile, Restore
 from ckpt.files.sockopts import doing
@@ -124,16 +132,22 @@ def _is_outside(file: OpenFile, kind: Kind) -> bool:
 
 
 def _masters(file: OpenFile) -> set[int | None]:
-    """Return the numbers of the pseudo terminals whose masters the process has open."""
+    """Return the numbers of the pseudo terminals whose masters the tree has open."""
     found: set[int | None] = set()
     if not any(link.endswith("ptmx") for link in file.links):
         return found
-    for number in procfs.fds(file.pid):
-        try:
-            if procfs.fd_link(file.pid, number).endswith("ptmx"):
-                found.add(fdinfo(file.pid, number).tty_index)
-        except KernelError:  # closed meanwhile
-            continue
+    for pid in file.tree:
+        with suppress(KernelError, NoSuchTask):  # closed, or ended, meanwhile
+            found |= _masters_of(pid)
+    return found
+
+
+def _masters_of(pid: int) -> set[int | None]:
+    found: set[int | None] = set()
+    for number in procfs.fds(pid):
+        with suppress(KernelError):
+            if procfs.fd_link(pid, number).endswith("ptmx"):
+                found.add(fdinfo(pid, number).tty_index)
     return found
 
 

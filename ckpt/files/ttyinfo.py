@@ -14,6 +14,7 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
+from ckpt.errors import NoSuchTask
 from ckpt.files.kind import OpenFile
 from ckpt.files.sockopts import doing
 from ckpt.image import pb
@@ -89,13 +90,18 @@ def _read_mode(fd: int, info: pb.tty_info_entry) -> None:
 
 
 def _job(file: OpenFile, kind: Kind) -> tuple[int, int]:
-    """Return session and foreground group if it is the target's controlling terminal."""
-    task = procfs.stat(file.pid)
-    if kind is Kind.PTY:
-        is_ours = identify(file)[1] >> 1 == controlling_pty(file.pid)
-    else:
-        is_ours = kind is Kind.CTTY or file.stat.st_rdev == _device(task.tty_nr)
-    return (task.session, max(task.tpgid, 0)) if task.tty_nr and is_ours else (0, 0)
+    """Return session and foreground group if it is the controlling terminal of a process."""
+    number = identify(file)[1] >> 1 if kind is Kind.PTY else -1
+    for pid in (file.pid,) if kind is Kind.CTTY else file.tree:
+        with suppress(NoSuchTask):
+            task = procfs.stat(pid)
+            if kind is Kind.PTY:
+                is_ours = number == _pty(task.tty_nr)
+            else:
+                is_ours = kind is Kind.CTTY or file.stat.st_rdev == _device(task.tty_nr)
+            if task.tty_nr and is_ours:
+                return task.session, max(task.tpgid, 0)
+    return 0, 0
 
 
 def _device(tty_nr: int) -> int:
@@ -104,7 +110,11 @@ def _device(tty_nr: int) -> int:
 
 def controlling_pty(pid: int) -> int | None:
     """Return the number of the pseudo terminal that controls a process's session, if one does."""
-    device = _device(procfs.stat(pid).tty_nr)
+    return _pty(procfs.stat(pid).tty_nr)
+
+
+def _pty(tty_nr: int) -> int | None:
+    device = _device(tty_nr)
     if os.major(device) not in PTY_SLAVES:
         return None
     return os.major(device) - PTY_SLAVES[0] << 8 | os.minor(device)

@@ -25,7 +25,7 @@ WAYS = (
     Way(Ckpt, Criu),
 )
 PROVING = (Way(Criu, Criu),)
-ON_DISK = ("tree_shared",)
+ON_DISK = ("tree_shared", "tree_shared_sysv")
 """Programs whose files have been written to by the time that another copy comes up."""
 CASES = [
     pytest.param(program, way, id=f"{program.name}-{way}")
