@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from ckpt.errors import NoSuchTask, NotPermitted
 from ckpt.freeze import Frozen
-from ckpt.guard import Guard
+from ckpt.guard import Ward
 from ckpt.infect import Errand
 from ckpt.kernel.arch import NO_SYSCALL, NR
 from ckpt.kernel.pidfd import pidfd_open
@@ -77,7 +77,7 @@ def kill(child: int) -> None:
     reap(child)
 
 
-def bury(pid: int, child: int, stub: Range | None = None, guard: Guard | None = None) -> None:
+def bury(pid: int, child: int, stub: Range | None = None, guard: Ward | None = None) -> None:
     """Have a process wait for a child that no wait() of its own finds, as soon as that is dead.
 
     stub is a segment that may have been left attached in it, to be detached as well.
@@ -88,7 +88,7 @@ def bury(pid: int, child: int, stub: Range | None = None, guard: Guard | None = 
             time.sleep(0.001)
 
 
-def _try_to_bury(pid: int, child: int, stub: Range, guard: Guard | None) -> bool:
+def _try_to_bury(pid: int, child: int, stub: Range, guard: Ward | None) -> bool:
     """Do it, unless the guard is at work just now."""
     try:
         return _do_bury(pid, child, stub, guard)
@@ -96,7 +96,7 @@ def _try_to_bury(pid: int, child: int, stub: Range, guard: Guard | None) -> bool
         return False
 
 
-def _do_bury(pid: int, child: int, stub: Range, guard: Guard | None) -> bool:
+def _do_bury(pid: int, child: int, stub: Range, guard: Ward | None) -> bool:
     """Do it, unless the thread is still in the stub, from where it goes home by itself."""
     with Errand(pid, guard) as errand, Frozen(pid) as frozen:
         one = frozen.leader

@@ -3,7 +3,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 from ckpt import namespaces
 from ckpt.errors import CkptError, TargetDied
@@ -18,6 +18,7 @@ from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.nsfs import entered, is_ours
 from ckpt.memory import unchanged
 from ckpt.memory.layout import Range
+from ckpt.memory.pace import yielding
 from ckpt.namespaces import ipcshm
 from ckpt.namespaces.kind import Dump
 from ckpt.options import DumpOptions
@@ -100,7 +101,8 @@ def _dump(snapshot: Snapshot, targets: Targets, options: DumpOptions, hooks: Hoo
     log = options.log
     targets.begin(snapshot)
     log.stage("prepare")
-    targets.each(lambda target: target.memory.prepare())
+    with yielding():
+        targets.each(lambda target: target.memory.prepare())
     log.stage("look ahead")
     with Glance() as glance:
         look_ahead(snapshot, targets, glance)
@@ -134,7 +136,8 @@ def _freeze(
         if options.leave_running:
             frozen.release()
             hooks.resume()
-        write(snapshot, targets)
+        with yielding() if options.leave_running else nullcontext():
+            write(snapshot, targets)
         log.stage("compare")
         snapshot.report.skipped = unchanged.leave_out(snapshot.image)
         log.stage("seal")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A second process of ours that puts a target right if we are killed while it is lent to us.
+"""A second process of ours that puts targets right if we are killed while they are lent to us.
 
 A thread whose tracer dies runs on, and the stub takes it home by itself (`kernel.remote`). What
 it cannot do, the guard does: take the segment away, unblock the signals of a thread that was not
@@ -41,11 +41,23 @@ _PATIENCE, _TRUST, _PAUSE_MS = 10.0, 0.5, 1
 
 # It starts within 8 ms, beside us, and imports our modules only when it has something to do.
 # To be killed is not to be gone: SIGKILL is pending (bit 9) while we wait for a lock in the kernel,
-# which a thread of the process may hold that waits for us, with our userfaultfd, to answer it.
+# which a thread of a process may hold that waits for us, with our userfaultfd, to answer it.
 _PROGRAM = """
 import select
+import _socket
+told = _socket.socket(fileno={told})
 poll = select.poll()
 poll.register({parent}, select.POLLIN)
+poll.register(told, select.POLLIN)
+wards = []
+def take():
+    try:
+        data, fds, _, _ = told.recvmsg(4, 64, 0x40)
+    except OSError:
+        return False
+    for _, _, fds in fds:
+        wards.append((int.from_bytes(data, "little"), *memoryview(fds).cast("i")))
+    return bool(data)
 def killed():
     try:
         with open("/proc/{ours}/status") as status:
@@ -53,12 +65,15 @@ def killed():
     except OSError:
         return True
     return int(pending[0], 16) & 0x100
-while not poll.poll(1000) and not killed():
+while {parent} not in dict(poll.poll(1000)) and not killed():
+    while take():
+        pass
+while take():
     pass
 import sys
 sys.path[:] = {path!r}
 from ckpt.guard import put_right
-put_right({pid}, {pidfd}, {file}, {ours}, {parent})
+put_right(wards, {ours}, {parent})
 """
 
 
@@ -102,24 +117,17 @@ class Notes(NamedTuple):
 
 
 class Guard:
-    """The guard of one process; a context manager around all that is done to it."""
+    """The guard; a context manager around all that is done to its wards."""
 
-    def __init__(self, pid: int, pidfd: int) -> None:
-        self.pid, self._pidfd, self._process, self._kept = pid, pidfd, 0, 0
-        self._promised = 0
-        self._file = anonymous_file(_ROOM)  # which RLIMIT_FSIZE, that may be ours, does not limit
-        self._memory = mmap.mmap(self._file, _ROOM)
+    def __init__(self) -> None:
+        self._process = 0
+        self._socket, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def __enter__(self) -> Self:
         parent = pidfd_open(os.getpid())
-        passed = (parent, self._pidfd, self._file)
+        passed = (parent, self._theirs.fileno())
         program = _PROGRAM.format(
-            ours=os.getpid(),
-            parent=parent,
-            path=sys.path,
-            pid=self.pid,
-            pidfd=self._pidfd,
-            file=self._file,
+            ours=os.getpid(), parent=parent, path=sys.path, told=self._theirs.fileno()
         )
         null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
         argv = [sys.executable, "-IS", "-c", program]
@@ -130,17 +138,46 @@ class Guard:
         except OSError as error:
             raise KernelError(error.errno or 0, f"starting {argv[0]}") from error
         finally:
-            for fd in passed:
-                os.set_inheritable(fd, False)
             os.close(parent)
+            self._theirs.close()
         return self
 
     def __exit__(self, *_: object) -> None:
         os.kill(self._process, signal.SIGKILL)
         with suppress(ChildProcessError):
             os.waitpid(self._process, 0)
+        self._socket.close()
+
+    def ward(self, pid: int, pidfd: int) -> "Ward":
+        """Have it guard a process from now on."""
+        ward = Ward()
+        try:
+            told = [pid.to_bytes(4, "little")]
+            socket.send_fds(self._socket, told, [pidfd, ward.file])
+        except OSError as error:
+            ward.close()
+            raise KernelError(error.errno or 0, "telling the guard of a process") from error
+        return ward
+
+
+class Ward:
+    """What the guard has to know of one process, in memory that it shares with us."""
+
+    def __init__(self) -> None:
+        self._kept = self._promised = 0
+        self.file = anonymous_file(_ROOM)  # which RLIMIT_FSIZE, that may be ours, does not limit
+        self._memory = mmap.mmap(self.file, _ROOM)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it; the guard has its own copy."""
         self._memory.close()
-        os.close(self._file)
+        os.close(self.file)
 
     def watch(self, gadget: Gadget, leader: Regs, lent: list[tuple[Remote, int]]) -> None:
         """Take down what is to be put right: remotes with their own signal masks, leader first."""
@@ -181,14 +218,20 @@ class Guard:
 # --- in the guard
 
 
-def put_right(pid: int, pidfd: int, file: int, ours: int, parent: int) -> None:
-    """Put a process right, as soon as that can be: our tracing of it has ended with us.
+def put_right(wards: list[tuple[int, int, int]], ours: int, parent: int) -> None:
+    """Put processes right, as soon as that can be: our tracing of them has ended with us.
 
-    `ours` is the process that has been killed, parent a pidfd of it.
+    Each is a pid, a pidfd of it, and the file that its notes are in; `ours` is the process that
+    has been killed, parent a pidfd of it.
     """
     while not has_ended(parent, _PAUSE_MS):
-        _let_go(pid, ours, parent)
-    memory = mmap.mmap(file, _ROOM)
+        _let_go([pid for pid, _, _ in wards], ours, parent)
+    for pid, pidfd, file in wards:
+        with closing(mmap.mmap(file, _ROOM)) as memory, suppress(CkptError, OSError):
+            _put_one_right(pid, pidfd, memory)
+
+
+def _put_one_right(pid: int, pidfd: int, memory: mmap.mmap) -> None:
     try:
         _keep_promises(pidfd, memory)
         _put_threads_right(pid, pidfd, Notes.read(memory))
@@ -199,16 +242,23 @@ def put_right(pid: int, pidfd: int, file: int, ours: int, parent: int) -> None:
                 _remove(number - 1, pid if elsewhere else os.getpid())
 
 
-def _let_go(pid: int, ours: int, parent: int) -> None:
+def _let_go(pids: list[int], ours: int, parent: int) -> None:
     """Have nobody wait any more for the userfaultfds of a process that was killed."""
     with suppress(CkptError, OSError):
         for number in os.listdir(f"/proc/{ours}/fd"):
             if os.readlink(f"/proc/{ours}/fd/{number}") == "anon_inode:[userfaultfd]":
-                uffd = Userfaultfd(pidfd_getfd(parent, int(number)))
-                with closing(uffd):
-                    for entry in maps.maps(pid):
-                        uffd.unregister(entry.start, entry.end)
+                with closing(Userfaultfd(pidfd_getfd(parent, int(number)))) as uffd:
+                    _unregister(uffd, pids)
                     uffd.wake_all()
+
+
+def _unregister(uffd: Userfaultfd, pids: list[int]) -> None:
+    """Unregister what is mapped in any process: it is of one of them, nobody knows which."""
+    for pid in pids:
+        with suppress(CkptError, OSError):
+            for entry in maps.maps(pid):
+                with suppress(KernelError):
+                    uffd.unregister(entry.start, entry.end)
 
 
 def _keep_promises(pidfd: int, memory: mmap.mmap) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple, Self
 
 from ckpt.errors import KernelError, TargetDied
 from ckpt.freeze import Frozen, FrozenProcess, FrozenThread
-from ckpt.guard import Guard
+from ckpt.guard import Ward
 from ckpt.image import pb
 from ckpt.interrupt import uninterrupted
 from ckpt.kernel import maps, procfs
@@ -106,7 +106,7 @@ class Questions:
     builds anew what that touches.
     """
 
-    def __init__(self, pid: int, guard: Guard) -> None:
+    def __init__(self, pid: int, guard: Ward) -> None:
         self.pid, self._guard = pid, guard
         status = procfs.status(pid)
         self._timers = procfs.timers(pid)
@@ -280,7 +280,7 @@ class Errand:
     the process runs. The rest of the segment, beyond `slot`, is the caller's.
     """
 
-    def __init__(self, pid: int, guard: Guard | None, room: int = 0) -> None:
+    def __init__(self, pid: int, guard: Ward | None, room: int = 0) -> None:
         self.pid, self._guard = pid, guard
         self._program = _Program(pid)
         self.gadget = self._program.gadget
@@ -325,7 +325,7 @@ def fetch_userfaultfd(
     pidfd: int,
     features: Feature,
     register: Callable[[Userfaultfd], None],
-    guard: Guard,
+    guard: Ward,
 ) -> dict[int, Wait]:
     """Have a running process open a userfaultfd, take it over, and leave none with it.
 

@@ -9,7 +9,7 @@ from ckpt.errors import CkptError, KernelError
 from ckpt.files.kind import Dump, OpenFile
 from ckpt.files.mapped import save_mapped
 from ckpt.files.opened import OpenFiles
-from ckpt.guard import Guard
+from ckpt.guard import Ward
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.kernel import procfs
@@ -98,7 +98,7 @@ class Snapshot:
 class TaskSnapshot:
     """What is taken of one process of a tree. unseen is memory that has changed unseen earlier."""
 
-    def __init__(self, pid: int, pidfd: int, guard: Guard, tree: Snapshot) -> None:
+    def __init__(self, pid: int, pidfd: int, guard: Ward, tree: Snapshot) -> None:
         self.pid, self.pidfd, self.guard, self.tree = pid, pidfd, guard, tree
         self.image, self.report, self.files = tree.image, tree.report, tree.files
         self.opened, self.unseen = tree.opened, tree.unseen

@@ -52,8 +52,9 @@ class Target:
                 self.fs = other.pid
 
     def begin(self, tree: Snapshot, guard: Guard) -> None:
-        """Take note of what is taken of it."""
-        self.snapshot = TaskSnapshot(self.pid, self.pidfd, guard, tree)
+        """Have it guarded, and take note of what is taken of it."""
+        ward = self.held.enter_context(guard.ward(self.pid, self.pidfd))
+        self.snapshot = TaskSnapshot(self.pid, self.pidfd, ward, tree)
         tree.tasks[self.pid] = self.snapshot
 
     def look_ahead(self, glance: Glance) -> None:
@@ -69,13 +70,15 @@ class Targets:
     def __init__(self, options: DumpOptions, opened: OpenFiles) -> None:
         self._options, self._opened, self.root = options, opened, options.pid
         self._all: dict[int, Target] = {}
+        self._held = ExitStack()
+        self._guard: Guard
         self.zombies: dict[int, procfs.Stat] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with ExitStack() as all_held:
+        with self._held as all_held:
             for target in self:
                 all_held.push(target.held)
 
@@ -125,9 +128,10 @@ class Targets:
     def begin(self, tree: Snapshot) -> None:
         """Begin to save their memory."""
         name, log = self._options.engine, self._options.log
+        self._guard = self._held.enter_context(Guard())
 
         def start(target: Target) -> None:
-            target.begin(tree, target.held.enter_context(Guard(target.pid, target.pidfd)))
+            target.begin(tree, self._guard)
             target.memory = target.held.enter_context(engine(target.snapshot, name, log))
 
         self.each(start)
@@ -201,7 +205,7 @@ class Targets:
         target = self._take_in(pid, parent)
         check_memory(pid, self._options)
         tree = parent.snapshot.tree
-        target.begin(tree, target.held.enter_context(Guard(pid, target.pidfd)))
+        target.begin(tree, self._guard)
         target.memory = target.held.enter_context(Stop(target.snapshot))
         target.look_ahead(glance)
         target.snapshot.links.look_ahead(tree.files)
