@@ -97,7 +97,7 @@ def look(pid: int) -> tuple[object, ...]:
     """What a refused dump must leave as it was."""
     status = Path(f"/proc/{pid}/status").read_text()
     fields = dict(re.findall(r"^(\w+):\t*(.*)$", status, re.MULTILINE))
-    state = "running" if fields["State"][0] in "RS" else fields["State"]
+    state = "running" if fields["State"][0] in "RSD" else fields["State"]
     names = ("TracerPid", "SigBlk", "SigPnd", "ShdPnd", "Threads")
     links = sorted(
         (fd, os.readlink(f"/proc/{pid}/fd/{fd}")) for fd in os.listdir(f"/proc/{pid}/fd")

@@ -95,9 +95,9 @@ HOLDS = {
         r"fd 3 of pid PID \(socket:\[\d+\]\)", "",
     ),
     "seccomp": (_FILTER, "pid PID has a seccomp filter: not supported", ""),
-    "children": (
-        "if not os.fork():\n os.close(1)\n signal.pause()",
-        r"pid PID has children \(\d+\): not supported", "",
+    "vfork": (
+        "os.dup2(0, 1)\nif not libc.vfork():\n libc.prctl(1, 9)",
+        r"pid \d+ shares its memory with its parent", "try again",
     ),
     "uts": ("assert not libc.unshare(0x04000000)", "pid PID is in another uts namespace", "inside"),
     "net": ("assert not libc.unshare(0x40000000)", "pid PID is in another net namespace", "inside"),

@@ -235,8 +235,8 @@ pidfd, kept = pidfd_open(pid), []
 def register(uffd):
     uffd.register(start, start + 4096, Mode.WP)
     kept.append(uffd)
-with Guard(pid, pidfd) as guard:
-    fetch_userfaultfd(pid, pidfd, TRACKING, register, guard)
+with Guard() as guard, guard.ward(pid, pidfd) as ward:
+    fetch_userfaultfd(pid, pidfd, TRACKING, register, ward)
     kept[0].protect([(start, 4096)])
     os.kill(pid, signal.SIGUSR1)
     def waits(task):
