@@ -39,9 +39,10 @@ def dump(options: DumpOptions) -> DumpReport:
     """
     begun = time.monotonic_ns()
     unseen: list[Range] = []
+    hooks = Hooks(options)
     for left in reversed(range(_ATTEMPTS)):
         try:
-            report = _attempt(options, unseen)
+            report = _attempt(options, unseen, hooks)
         except Unseen as error:
             if not left:
                 raise
@@ -53,7 +54,7 @@ def dump(options: DumpOptions) -> DumpReport:
     raise AssertionError
 
 
-def _attempt(options: DumpOptions, unseen: list[Range]) -> DumpReport:
+def _attempt(options: DumpOptions, unseen: list[Range], hooks: Hooks) -> DumpReport:
     pid, log = options.pid, options.log
     log.stage("check")
     check_pid(pid)
@@ -64,7 +65,6 @@ def _attempt(options: DumpOptions, unseen: list[Range]) -> DumpReport:
         targets.find()
         log.stage("begin")
         image = held.enter_context(ImageDir.create(options.images_dir, options.prev_images_dir))
-        hooks = Hooks(options)
         hooks.pre_dump(pid)
         snapshot = Snapshot(image, options, opened, unseen)
         try:
@@ -107,7 +107,7 @@ def _dump(snapshot: Snapshot, targets: Targets, options: DumpOptions, hooks: Hoo
     with Glance() as glance:
         look_ahead(snapshot, targets, glance)
         log.stage("approach")
-        with hooks.paused(options.pid):
+        with hooks.paused([target.pid for target in targets]):
             targets.each(lambda target: target.memory.approach())
             _freeze(snapshot, targets, options, glance, hooks)
     write_stats(snapshot, options)
@@ -131,7 +131,7 @@ def _freeze(
         if options.manage_cgroups != "ignore":
             for target in targets:
                 target.snapshot.cgroups = cgroups.take(target.pid)
-        hooks.dump(pid, snapshot.image)
+        hooks.dump([target.pid for target in targets], snapshot.image)
         log.stage("write")
         if options.leave_running:
             frozen.release()

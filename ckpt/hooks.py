@@ -31,11 +31,12 @@ NETWORK_LOCK, NETWORK_UNLOCK = "network-lock", "network-unlock"
 
 
 class Hooks:
-    """Who has a say in one dump or restore."""
+    """Who has a say in one dump or restore. pids are all processes of it, the root first."""
 
     def __init__(self, options: CommonOptions) -> None:
         self._notify, self._plugins, self._log = options.notify, options.plugins, options.log
         self._paused: list[Callable[[], None]] = []
+        self._begun = False
 
     def _tell(self, point: str, pid: int) -> None:
         """Tell everybody, even if the first objects; then raise the first objection."""
@@ -59,24 +60,29 @@ class Hooks:
     # --- of a dump
 
     def pre_dump(self, pid: int) -> None:
-        """There is a process to be dumped, and a directory; an objection ends it here."""
-        self._tell(PRE_DUMP, pid)
+        """There is a process to be dumped, and a directory; an objection ends it here.
+
+        Told once, though it may take a dump several attempts.
+        """
+        if not self._begun:
+            self._begun = True
+            self._tell(PRE_DUMP, pid)
 
     @contextmanager
-    def paused(self, pid: int) -> Iterator[None]:
-        """Have plugins pause what they answer for, and resume it unless the process is killed."""
+    def paused(self, pids: list[int]) -> Iterator[None]:
+        """Have plugins pause what they answer for, and resume it unless all are killed."""
         try:
             for plugin in self._plugins:
-                self._paused.append(partial(plugin.resume, [pid]))
-                plugin.pause([pid])
+                self._paused.append(partial(plugin.resume, pids))
+                plugin.pause(pids)
             yield
         finally:
             self.resume()
 
-    def dump(self, pid: int, image: ImageDir) -> None:
-        """Have plugins write what is theirs; the process stands still."""
+    def dump(self, pids: list[int], image: ImageDir) -> None:
+        """Have plugins write what is theirs; the processes stand still."""
         for plugin in self._plugins:
-            plugin.dump([pid], image)
+            plugin.dump(pids, image)
 
     def resume(self) -> None:
         """Have plugins resume what they have paused: the process runs again, or is about to."""
@@ -113,21 +119,21 @@ class Hooks:
             self._tell(SETUP_NAMESPACES, pid)
             self._tell(POST_SETUP_NAMESPACES, pid)
 
-    def post_restore(self, pid: int, image: ImageDir) -> None:
+    def post_restore(self, pids: list[int], image: ImageDir) -> None:
         """All is there but timers and registers. The last point that may object."""
         for plugin in self._plugins:
-            plugin.restore([pid], image)
-        self._tell(POST_RESTORE, pid)
+            plugin.restore(pids, image)
+        self._tell(POST_RESTORE, pids[0])
 
     def pre_resume(self, pid: int) -> None:
         """Tell that it is what it was, and still stopped."""
         self._just_tell(PRE_RESUME, pid)
 
-    def post_resume(self, pid: int) -> None:
-        """Tell that it runs."""
+    def post_resume(self, pids: list[int]) -> None:
+        """Tell that they run."""
         for plugin in self._plugins:
-            self._try(partial(plugin.resume, [pid]))
-        self._just_tell(POST_RESUME, pid)
+            self._try(partial(plugin.resume, pids))
+        self._just_tell(POST_RESUME, pids[0])
 
 
 class Scripts(NamedTuple):

@@ -58,11 +58,11 @@ def restore(options: RestoreOptions) -> RestoreReport:
         log.stage("state")
         tree.become(files)
         tree.open(files)
-        hooks.post_restore(saved.pid, image)
+        hooks.post_restore(list(saved.tasks), image)
         tree.finish()
         log.stage("let go")
         tree.run(hooks.pre_resume)
-    hooks.post_resume(saved.pid)
+    hooks.post_resume(list(saved.tasks))
     report = RestoreReport(
         pid=saved.pid,
         forking_ns=tree.forking_ns,

@@ -168,7 +168,7 @@ def test_a_script_that_is_not_there(place: Path) -> None:
 
 
 def test_nobody_is_asked_about_what_is_refused(place: Path, script: Path) -> None:
-    with Target(next(p for p in PROGRAMS if p.name == "inotify"), place / "target") as target:
+    with Target(next(p for p in PROGRAMS if p.refused), place / "target") as target:
         code, _ = ckpt("dump", "-t", target.pid, "-D", place / "new", "-R", script=script)
         assert (code, told(script)) == (3, [])
         target.judge("the target itself, running on", place)

@@ -50,8 +50,8 @@ def run(image: ImageDir, *fails: str, killed: bool = False) -> list[str]:
     plugins = tuple(Witness(name, calls, fail) for name, fail in zip("ab", fails, strict=True))
     hooks = Hooks(DumpOptions(pid=7, plugins=plugins))
     try:
-        with hooks.paused(7):
-            hooks.dump(7, image)
+        with hooks.paused([7]):
+            hooks.dump([7], image)
             if killed:
                 hooks.killed()
     except CkptError as error:
@@ -88,7 +88,9 @@ def test_everybody_is_told_and_the_first_objection_counts() -> None:
     with pytest.raises(CkptError, match="objection 1"):
         hooks.pre_dump(7)
     assert told == [("pre-dump", 7)] * 2
-    hooks.post_resume(7)  # too late to object
+    hooks.pre_dump(7)  # of another attempt
+    assert len(told) == 2
+    hooks.post_resume([7])  # too late to object
 
 
 def test_an_image_that_is_objected_to_is_none(tmp_path: Path) -> None:
