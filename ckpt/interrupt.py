@@ -10,10 +10,13 @@ class _Interrupt:
 
     depth = 0
     signo = 0
+    late = False
 
 
 def interrupt(signo: int) -> None:
     """Raise KeyboardInterrupt(signo), now or as soon as that does no harm: a handler's body."""
+    if _Interrupt.late:
+        return
     if not _Interrupt.depth:
         raise KeyboardInterrupt(signo)
     _Interrupt.signo = signo
@@ -30,3 +33,18 @@ def uninterrupted() -> Iterator[None]:
     if _Interrupt.signo and not _Interrupt.depth:
         signo, _Interrupt.signo = _Interrupt.signo, 0
         raise KeyboardInterrupt(signo)
+
+
+def too_late() -> None:
+    """Take no notice of interrupts any more: what was begun is as good as done."""
+    _Interrupt.late = True
+
+
+def is_too_late() -> bool:
+    """Say whether an interrupt would not be taken notice of."""
+    return _Interrupt.late
+
+
+def heed() -> None:
+    """Take notice again, but not of what has come meanwhile."""
+    _Interrupt.late = False

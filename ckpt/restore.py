@@ -3,12 +3,14 @@
 
 import time
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 from ckpt.hooks import Hooks
 from ckpt.image import pb, stats
 from ckpt.image.directory import ImageDir
 from ckpt.image.pages import PageReader
+from ckpt.interrupt import too_late
 from ckpt.options import RestoreOptions
 from ckpt.saved import Files, read
 from ckpt.task.cgroups import Cgroups
@@ -30,6 +32,7 @@ class RestoreReport(NamedTuple):
 def restore(options: RestoreOptions) -> RestoreReport:
     """Make the processes of options.images_dir again; they run when this returns.
 
+    Interrupts are not heeded then until the caller says so (`interrupt.heed`).
     The root is our child (our sibling with options.sibling). Raises CkptError; then there is no
     process, and nothing of them is left.
     """
@@ -61,7 +64,7 @@ def restore(options: RestoreOptions) -> RestoreReport:
         hooks.post_restore(list(saved.tasks), image)
         tree.finish()
         log.stage("let go")
-        tree.run(hooks.pre_resume)
+        tree.run(partial(_last_point, hooks))
     hooks.post_resume(list(saved.tasks))
     report = RestoreReport(
         pid=saved.pid,
@@ -74,6 +77,12 @@ def restore(options: RestoreOptions) -> RestoreReport:
     )
     write_stats(report, options)
     return report
+
+
+def _last_point(hooks: Hooks, pid: int) -> None:
+    """Tell that all is there; who interrupts us afterwards would hear of a failure that is none."""
+    hooks.pre_resume(pid)
+    too_late()
 
 
 def write_stats(report: RestoreReport, options: RestoreOptions) -> None:

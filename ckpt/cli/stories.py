@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from ckpt.cli.arguments import Arguments
 from ckpt.cli.progress import Terminal
 from ckpt.errors import CkptError, ImageError, OptionsError
-from ckpt.interrupt import interrupt
+from ckpt.interrupt import heed, interrupt, is_too_late
 from ckpt.log import ERROR, INFO, WARNING, LineLog
 from ckpt.options import DumpOptions, Notify, RestoreOptions
 
@@ -39,6 +39,8 @@ def tell(arguments: Arguments) -> int:
 
 def _interrupt(signo: int, _: FrameType | None) -> None:
     """Unwind, so that the target is let go; the unwinding itself is not interrupted."""
+    if is_too_late():
+        return
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     interrupt(signo)
@@ -198,6 +200,7 @@ def _create_pidfile(options: RestoreOptions) -> int:
 
 def _wait(pid: int) -> int:
     """Wait for the end of what was restored; return its exit status as a shell has it."""
+    heed()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code
 
