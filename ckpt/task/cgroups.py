@@ -83,21 +83,22 @@ def take(pid: int) -> bytes:
 def dump(tasks: Sequence[Taken], image: ImageDir) -> None:
     """Write cgroup.img, unless all are where we are, and put the ids of the sets into the cores."""
     ours = tuple(_places("self"))
-    sets = {ours: _OURS}
-    for task in tasks:
-        if task.cgroups:
-            sets.setdefault(tuple(_parsed(task.cgroups)), len(sets) + _OURS)
-    if len(sets) == 1:
+    found = [tuple(_parsed(task.cgroups)) for task in tasks if task.cgroups]
+    others = [group for group in dict.fromkeys(found) if group != ours]
+    if not others:
         return
-    for task in tasks:
+    # Real CRIU takes the dumper's own for granted, but fails at a task that is to go back to it.
+    sets = {ours: _OURS} if ours in found else {}
+    sets |= {group: set_id for set_id, group in enumerate(others, _OURS + 1)}
+    for task, group in zip(tasks, found, strict=True):
         for core in task.cores.values():
-            core.thread_core.cg_set = sets[tuple(_parsed(task.cgroups))]
-    places = sorted({place for group in sets if group != ours for place in group})
+            core.thread_core.cg_set = sets[group]
+    places = sorted({place for group in sets for place in group})
     names = sorted({place.hierarchy for place in places})
     image.write(
         "cgroup",
         pb.cgroup_entry(
-            sets=[_dump_set(group, set_id) for group, set_id in sets.items() if group != ours],
+            sets=[_dump_set(group, set_id) for group, set_id in sets.items()],
             controllers=[
                 _dump_controller(name, [one for one in places if one.hierarchy == name])
                 for name in names

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from programs import PROGRAMS
+from programs import PROGRAMS, TREES
 from target import Ckpt, Criu, Target, Tool
+from test_tree import gone
 
 from ckpt.errors import CkptError
 from ckpt.image.directory import ImageDir
@@ -197,3 +199,21 @@ def test_a_frozen_one_is_refused(target: Target, groups: Groups, place: Path) ->
     frozen = groups.roots[1][1] / groups.path[1:] / "cgroup.freeze"
     frozen.write_text("1")
     assert "is frozen (cgroup.freeze)" in refused("restore", "-d", "-D", str(place / "images"))
+
+
+@pytest.mark.parametrize("restorer", [Ckpt, Criu], ids=["ckpt", "criu"])
+def test_children_have_their_own(restorer: type[Tool], groups: Groups, place: Path) -> None:
+    """The root is in ours, one child in others, and its sibling where both were born."""
+    images = place / "images"
+    with Target(TREES[0], place / "target") as target:
+        below = [child.pid for child in psutil.Process(target.pid).children(recursive=True)]
+        born = groups.of(target.pid)
+        first, *others = procfs.children(target.pid)
+        groups.enter(first)
+        Ckpt().dump(target, images)
+        gone(below)
+        groups.remove()
+        restorer().restore(target, images)
+        assert groups.of(first) == [groups.path] * 2
+        assert all(groups.of(pid) == born for pid in (target.pid, *others))
+        target.judge("the restored copy", images)
