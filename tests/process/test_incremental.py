@@ -5,9 +5,11 @@ import os
 import shutil
 from pathlib import Path
 
+import psutil
 import pytest
-from programs import PROGRAMS, Program
+from programs import PROGRAMS, TREES, Program
 from target import Ckpt, Criu, Target, Tool, pagers, wait_until
+from test_tree import gone
 
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
@@ -141,3 +143,27 @@ def test_pre_dumps(place: Path) -> None:
         for images in ("3", "1"):
             tool.restore(target, place / images)
             target.judge(f"the copy of {images}", place / images)
+
+
+@pytest.mark.parametrize("restorer", [Ckpt, Criu], ids=["ckpt", "criu"])
+@pytest.mark.parametrize("name", ["tree", "tree_cow"])
+def test_trees(name: str, restorer: type[Tool], place: Path) -> None:
+    program = next(program for program in TREES if program.name == name)
+    with Target(program, place / "target") as target:
+        below = [child.pid for child in psutil.Process(target.pid).children(recursive=True)]
+        first, _, third = chain(target, place, "live")
+        gone(below)
+        assert size(third) < size(first) // 2
+        restorer().restore(target, third)
+        target.judge("the restored copy", third)
+
+
+@pytest.mark.parametrize("restorer", [Ckpt, Criu], ids=["ckpt", "criu"])
+def test_on_top_of_criu(restorer: type[Tool], place: Path) -> None:
+    program = next(program for program in PROGRAMS if program.name == "anon_private")
+    with Target(program, place / "target") as target:
+        Criu().dump(target, place / "first", "-R")
+        Ckpt().dump(target, place / "second", "--prev-images-dir", "../first")
+        assert size(place / "second") < size(place / "first") // 2
+        restorer().restore(target, place / "second")
+        target.judge("the restored copy", place / "second")
