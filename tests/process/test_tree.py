@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trees of processes through every way of being dumped and restored; each judges itself."""
 
+import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -9,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from programs import TREES, Program
-from target import Ckpt, Criu, Target, pagers, wait_until
+from target import REPO, Ckpt, Criu, Target, pagers, wait_until
 from test_programs import Way
 
 from ckpt.image.directory import ImageDir
@@ -100,3 +105,68 @@ def test_a_directory_that_is_shared(place: Path) -> None:
                 file.write_bytes(head + len(message).to_bytes(4, "little") + message)
         way.restorer().restore(target, images)
         target.judge("the restored copy", images)
+
+
+SERVER = """
+import os, signal, socket, sys
+ballast = [str(number) * 50 for number in range(20000)]
+listener = socket.create_server(("127.0.0.1", 0))
+for _ in range(20):
+    if os.fork() == 0:
+        os.close(1)
+        served = 0
+        while True:
+            client, _ = listener.accept()
+            served += 1
+            word = client.recv(100)
+            client.send(f"{os.getpid()} {served} {ballast[served][:4]} ".encode() + word)
+            client.close()
+os.write(1, f"{listener.getsockname()[1]}\\n".encode())
+os.dup2(os.open("/dev/null", os.O_RDWR), 1)
+while True:
+    signal.pause()
+"""
+
+
+def asked(port: int, times: int) -> set[int]:
+    """Ask a server so often; returns the pids of those who answered."""
+    found = set()
+    for number in range(times):
+        with socket.create_connection(("127.0.0.1", port), 10) as client:
+            client.send(str(number).encode())
+            pid, _, _, word = client.recv(100).split()
+            assert word == str(number).encode()
+            found.add(int(pid))
+    return found
+
+
+def test_a_prefork_server(place: Path) -> None:
+    images = place / "images"
+    images.mkdir()
+    argv = [sys.executable, "-c", SERVER]
+    server = subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        start_new_session=True, text=True,
+    )  # fmt: skip
+    port = int(server.stdout.readline())
+    asked(port, 100)
+    below = [child.pid for child in psutil.Process(server.pid).children()]
+    before = shared_memory(server.pid)
+    options = ["-D", str(images), "--tcp-established"]
+    subprocess.run([*Criu().command, "dump", "-t", str(server.pid), *options], check=True)
+    server.wait()
+    server.stdout.close()
+    gone(below)
+    command = [sys.executable, "-m", "ckpt", "restore", "-d", "--json", *options]
+    done = subprocess.run(command, cwd=REPO, check=True, stdout=subprocess.PIPE)
+    print(json.loads(done.stdout), f"memory: {before} before, {shared_memory(server.pid)} after")
+    try:
+        assert shared_memory(server.pid) < before * 1.05 + (1 << 20)
+        assert asked(port, 200) <= set(below)
+        assert [child.pid for child in psutil.Process(server.pid).children()] == below
+    finally:
+        os.kill(server.pid, signal.SIGKILL)
+        os.waitpid(server.pid, 0)
+        for pid in below:
+            os.kill(pid, signal.SIGKILL)
+        gone(below)
