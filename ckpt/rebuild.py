@@ -42,7 +42,7 @@ from ckpt.namespaces import ipcshm
 from ckpt.namespaces.kind import Restore
 from ckpt.options import RestoreOptions
 from ckpt.saved import Files, Saved, SavedTask
-from ckpt.task import process, regs, sched, signals, thread, timers
+from ckpt.task import process, regs, sched, sigacts, signals, thread, timers
 
 if TYPE_CHECKING:
     from ckpt.lazy import LateRuns, Lazy
@@ -174,6 +174,7 @@ class Task:
         batch = self._batch()
         if rseq := self._tracees[saved.pid].rseq():
             thread.forget_rseq(rseq, batch)
+        sigacts.be_told_of_children(batch)
         batch = self._many(batch, NR.munmap, layout.gaps(kept))
         if group and place:
             vdso.move(group, place, [*self._room.busy, *kept], batch)

@@ -30,6 +30,7 @@ def tell(arguments: Arguments) -> int:
     if story is not _restore:  # what the process writes would wait for an answer until we go on
         signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, _too_long)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else there is nobody to wait for
     try:
         return story(arguments, log)
     except BaseException as error:

@@ -50,4 +50,5 @@ class Witness:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._writer)
-        os.waitpid(self._pid, 0)
+        with suppress(ChildProcessError):  # who ignores SIGCHLD has nobody to wait for
+            os.waitpid(self._pid, 0)

@@ -28,6 +28,12 @@ def _entry(handler: int, flags: int, restorer: int, mask: int) -> pb.sa_entry:
     )
 
 
+def be_told_of_children(batch: Batch) -> None:
+    """Add the call with which children that end stay to be waited for, until all are restored."""
+    default = batch.room(_SIGACTION.size)
+    batch.call(NR.rt_sigaction, signal.SIGCHLD, default, 0, 8, must=True)
+
+
 def restore(entries: Iterable[pb.sa_entry], batch: Batch) -> None:
     """Add the calls that set all actions; the task has ours until then."""
     entries = list(entries)

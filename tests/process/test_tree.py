@@ -87,6 +87,19 @@ def test_workers_share_their_memory_as_before(place: Path) -> None:
         target.judge("the restored copy", images)
 
 
+def test_who_ignores_sigchld_restores_zombies(place: Path) -> None:
+    images = place / "images"
+    with Target(Program("tree_zombie", "tree_zombie"), place / "target") as target:
+        dump(WAYS[0], target, images)
+        before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        words = ["restore", "-d", "-D", str(images)]
+        done = subprocess.Popen([sys.executable, "-m", "ckpt", *words], cwd=REPO)
+        signal.signal(signal.SIGCHLD, before)
+        assert done.wait() == 0
+        target.restored(target.pid)
+        target.judge("the restored copy", images)
+
+
 def test_a_directory_that_is_shared(place: Path) -> None:
     """CRIU dumps no such thing, so its image is changed to say so."""
     images, way = place / "images", WAYS[0]
