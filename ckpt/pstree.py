@@ -141,11 +141,10 @@ class _Plan:
         self._fork(root, 0, root.sid if not root.leads_session else 0)
         for item in items:
             self._join_group(item)
-        self.steps += [
-            Step(Do.END, step.item)
-            for step in self.steps
-            if step.do is Do.FORK and step.item.state is not State.ALIVE
-        ]
+        # Stand-ins first: who waits for one may be about to end himself.
+        forked = [step.item for step in self.steps if step.do is Do.FORK]
+        for state in (State.STAND_IN, State.DEAD):
+            self.steps += [Step(Do.END, item) for item in forked if item.state is state]
 
     def _fork(self, item: Item, by: int, session: int) -> None:
         """Fork it into a session, and after it all its descendants."""

@@ -6,7 +6,7 @@ import signal
 from contextlib import suppress
 from struct import Struct
 
-from ckpt.errors import NoSuchTask, TargetDied
+from ckpt.errors import ImageError, NoSuchTask, TargetDied
 from ckpt.image import pb
 from ckpt.image.text import get_text
 from ckpt.kernel.arch import NR, Regs
@@ -15,16 +15,25 @@ from ckpt.kernel.remote import Batch, Remote
 _PR_SET_NAME = 15
 _RLIMIT_CORE = 4
 _ACTION = Struct("<QQQQ")
-_DEADLY = 0x7F
+_SIGNO, _LAST = 0x7F, 64
+_HARMLESS = (
+    signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH,
+    signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
+)  # fmt: skip
 
 
 def end(remote: Remote, regs: Regs, entry: pb.task_core_entry) -> None:
-    """Have a stopped task end with the status in its record; regs are any of its own."""
+    """Have a stopped task end with the status in its record; regs are any of its own.
+
+    Raises ImageError for a status that no process ends with.
+    """
     batch = remote.batch()
     if entry.comm:
         name = os.fsencode(get_text(entry, "comm"))[:15] + b"\0"
         batch.call(NR.prctl, _PR_SET_NAME, batch.data(name))
-    signo = entry.exit_code & _DEADLY
+    signo = entry.exit_code & _SIGNO
+    if signo > _LAST or signo in _HARMLESS:
+        raise ImageError(f"core: no process ends by signal {signo}")
     with suppress(TargetDied, NoSuchTask):
         if signo:
             _die(remote, regs, signo, batch)
@@ -42,6 +51,8 @@ def _die(remote: Remote, regs: Regs, signo: int, batch: Batch) -> None:
     if signo != signal.SIGKILL:
         default = batch.data(_ACTION.pack(0, 0, 0, 0))
         batch.call(NR.rt_sigaction, signo, default, 0, 8)
+    remote.pause(batch)
+    batch.call(NR.exit_group, 1)
     remote.run(batch, regs, 0)
     remote.tracee.set_sigmask(0)
     if signo == signal.SIGKILL:

@@ -24,15 +24,14 @@ from harm import Harm
 from programs import Program
 from stepping import Command, boundaries, run
 from target import Criu, Target
-from test_tree import gone
+from test_tree import gone, rewrite
 
 from ckpt.errors import ImageError, PidTaken
-from ckpt.image import pb
+from ckpt.image.directory import ImageDir
 from ckpt.kernel.ffi import ffi, lib
 
 pytestmark = pytest.mark.process
 _PATIENCE = 0.5
-_HEAD, _SIZE = 8, 4  # of an image file: magics, then the length of a record
 
 
 @pytest.fixture
@@ -151,10 +150,10 @@ def test_what_fails_late(image, place):
     """All are there by then, with threads and descriptors."""
     file = place / "images" / f"core-{image.pid}.img"
     whole = file.read_bytes()
-    core = pb.core_entry.FromString(whole[_HEAD + _SIZE :])
+    with ImageDir.open(str(file.parent)) as opened:
+        core = opened.read("core", image.pid)
     core.tc.signals_s.signals.add(siginfo=b"short")
-    message = core.SerializeToString()
-    file.write_bytes(whole[:_HEAD] + len(message).to_bytes(_SIZE, "little") + message)
+    rewrite(file, core)
     code, said = run(place, "restore", "-d", "-D", place / "images")
     assert code == ImageError.exit_code, said
     assert "siginfo" in said

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from google.protobuf.message import Message
 from programs import TREES, Program
 from target import REPO, Ckpt, Criu, Target, pagers, wait_until
 from test_programs import Way
@@ -87,6 +88,29 @@ def test_workers_share_their_memory_as_before(place: Path) -> None:
         target.judge("the restored copy", images)
 
 
+def rewrite(file: Path, message: Message) -> None:
+    """Have an image file hold this one record."""
+    data = message.SerializeToString()
+    file.write_bytes(file.read_bytes()[:8] + len(data).to_bytes(4, "little") + data)
+
+
+@pytest.mark.parametrize("status", [signal.SIGCHLD, signal.SIGSTOP, 65, 127, 0xFF])
+def test_a_status_that_none_ends_with(place: Path, status: int) -> None:
+    images = place / "images"
+    with Target(Program("tree_zombie", "tree_zombie"), place / "target") as target:
+        dump(WAYS[0], target, images)
+        with ImageDir.open(str(images)) as image:
+            cores = {
+                entry.pid: image.read("core", entry.pid) for entry, _ in image.records("pstree")
+            }
+        pid, core = next((pid, core) for pid, core in cores.items() if core.tc.exit_code)
+        core.tc.exit_code = status
+        rewrite(images / f"core-{pid}.img", core)
+        with pytest.raises(pytest.fail.Exception, match="no process ends by signal"):
+            Ckpt().restore(target, images)
+        gone(list(cores))
+
+
 def test_who_ignores_sigchld_restores_zombies(place: Path) -> None:
     images = place / "images"
     with Target(Program("tree_zombie", "tree_zombie"), place / "target") as target:
@@ -110,12 +134,9 @@ def test_a_directory_that_is_shared(place: Path) -> None:
             wanted = image.read("ids", target.pid).fs_id
             pids = [entry.pid for entry, _ in image.records("pstree")]
             for pid in pids[1:]:
-                file = images / f"ids-{pid}.img"
                 ids = image.read("ids", pid)
                 ids.fs_id = wanted
-                message = ids.SerializeToString()
-                head = file.read_bytes()[:8]
-                file.write_bytes(head + len(message).to_bytes(4, "little") + message)
+                rewrite(images / f"ids-{pid}.img", ids)
         way.restorer().restore(target, images)
         target.judge("the restored copy", images)
 

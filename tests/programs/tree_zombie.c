@@ -18,13 +18,31 @@ static void ends(int how)
 	pause();
 }
 
+static void leaves(int unused signo)
+{
+	_exit(9);
+}
+
+static void pauses(int unused number)
+{
+	while (true)
+		pause();
+}
+
+/* Has one of a group whose leader is gone. */
 static void middle(int unused number)
 {
-	pid_t gone = child(ends, 9);
+	signal(SIGUSR1, leaves);
+	pid_t leader = child(pauses, 0), gone = child(pauses, 0);
+	need(!setpgid(leader, leader) && !setpgid(gone, leader));
+	kill(leader, SIGKILL);
+	need(waitpid(leader, NULL, 0) == leader);
+	kill(gone, SIGUSR1);
 	await_state(gone, 'Z');
 	int before = told, status = -1;
 	arrived();
 	check_is(told, before);
+	check_is(getpgid(gone), leader);
 	check_is(waitpid(gone, &status, 0), gone);
 	check_is(status, 9 << 8);
 }

@@ -101,6 +101,13 @@ def test_a_group_whose_leader_is_gone():
     check(item(10, 0), item(12, 10, 12, 12), item(13, 12, 11, 12))
 
 
+def test_one_that_has_ended_in_a_group_whose_leader_is_gone():
+    items = item(10, 0), item(12, 10, 11, state=State.DEAD)
+    check(*items)
+    ends = [step.item.pid for step in plan(tree(items_again(items))) if step.do is Do.END]
+    assert ends == [11, 12]  # who waits for the stand-in
+
+
 def test_a_shell_job():
     check(item(10, 0, 10, 3), item(11, 10, 10, 3), item(12, 10, 12, 3), item(13, 12, 13, 13))
     check(item(10, 0, 3, 3), item(11, 10, 3, 3))
