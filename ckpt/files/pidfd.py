@@ -101,4 +101,4 @@ def _ended(ino: int, make: Restore) -> deque[int]:
 
 def _tids(make: Restore) -> Iterator[int]:
     for tree, _ in make.image.records("pstree"):
-        yield from tree.threads
+        yield from (tree.pid, *tree.threads)  # of who has ended, CRIU's threads are no tids

@@ -215,6 +215,8 @@ TREES = (
     program("tree_files"),
     program("tree_files_fs", "fs", source="tree_files", criu="refuses tasks with CLONE_FS"),
     program("tree_cow"),
+    program("tree_locks", options=("--file-locks",)),
+    program("tree_pidfd"),
     program("tree_deaths"),
     program("tree_tty"),
     program("tree_tty_name", "tty", source="tree_tty", criu="finds no peer of /dev/tty"),

@@ -54,13 +54,18 @@ static unused void here(void)
 	close(arrivals[1]);
 }
 
-static unused void await_go(void)
+static unused void await_file(const char *name)
 {
 	struct stat st;
-	char *go = path("go");
-	while (stat(go, &st))
+	char *file = path(name);
+	while (stat(file, &st))
 		usleep(5000);
-	free(go);
+	free(file);
+}
+
+static unused void await_go(void)
+{
+	await_file("go");
 }
 
 /* In a child: what checkpoint() is in the root. */
