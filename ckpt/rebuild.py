@@ -119,9 +119,13 @@ class Task:
         self._namespaces: list[Restore] = []
 
     def close(self, *, ok: bool) -> None:
-        """Let go of what was needed to make it."""
+        """Let go of what was needed to make it, and of its pager."""
+        self.close_namespaces(ok=ok)
         if self._lazy:
             self._lazy.close()
+
+    def close_namespaces(self, *, ok: bool) -> None:
+        """Let go of what it had to take over from us."""
         for make in self._namespaces:
             make.close(ok=ok)
 
@@ -254,9 +258,10 @@ class Task:
     def _share(self, filled: list[tuple[pb.vma_entry, list[PageRun]]]) -> None:
         """Leave those pages to be filled that differ from its maker's; give back what it lacks."""
         gone: list[layout.Range] = []
+        makers = self._origin.reader.runs if self._origin.reader else []
         for at, (entry, runs) in enumerate(filled):
             if pieces := self._kept.get(entry.start):
-                found = inherit.difference(runs, self._origin.reader or (), pieces)
+                found = inherit.difference(runs, makers, pieces)
                 filled[at] = entry, found.runs
                 gone += found.gone
                 self.compared += found.compared

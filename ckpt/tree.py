@@ -65,7 +65,7 @@ class Tree:
 
     def __enter__(self) -> Self:
         # Orphans of a tree that fails are ours to wait for, then; those of a sibling are not.
-        self._reaper = Subreaper(len(self._plan) > 2 and not self.options.sibling)
+        self._reaper = Subreaper(len(self._shares) > 1 and not self.options.sibling)
         return self
 
     def __exit__(
@@ -130,7 +130,8 @@ class Tree:
             match step.do:
                 case Do.FORK:
                     if step.by:
-                        self._fork(step, files)
+                        with uninterrupted():  # or one that was made would not be known
+                            self._fork(step, files)
                     if step.item.state is State.ALIVE:
                         self._fill(self.tasks[-1], files, image)
                 case Do.SETSID:
@@ -262,7 +263,7 @@ class Tree:
         self._room.segment.close()
         ready(self.saved.pid)
         for task in self.tasks:
-            task.close(ok=True)
+            task.close_namespaces(ok=True)
         try:
             with uninterrupted():
                 self._let_go()

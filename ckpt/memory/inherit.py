@@ -7,14 +7,16 @@ differ, as the images tell: nobody looks at the memory itself.
 """
 
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
 from ckpt.image import pb
 from ckpt.image.pages import PAGE, PageRun
 from ckpt.kernel.arch import NR
 from ckpt.kernel.remote import Batch
-from ckpt.memory.layout import Range, intersect, overlap, subtract, union
+from ckpt.memory.layout import Range, intersect, subtract, union
 from ckpt.memory.vmas import (
     FILE_BACKED,
     MAP_GROWSDOWN,
@@ -44,31 +46,36 @@ class Kept(NamedTuple):
 def kept(own: Iterable[pb.vma_entry], makers: Iterable[pb.vma_entry]) -> dict[int, list[Kept]]:
     """Return what is kept of each mapping, by its start; both are in the order of addresses."""
     own, makers = list(own), list(makers)
-    guards = [(entry.start, entry.end) for entry in own + makers if entry.status & Status.GUARD]
+    guards = union((one.start, one.end) for one in own + makers if one.status & Status.GUARD)
     theirs = [entry for entry in makers if _can_be_kept(entry, guards)]
     found: dict[int, list[Kept]] = {}
     at = 0
     for entry in own:
         while at < len(theirs) and theirs[at].end <= entry.start:
             at += 1
-        if not _can_be_kept(entry, guards):
-            continue
-        pieces = []
-        for maker in theirs[at:]:
-            if maker.start >= entry.end:
-                break
-            if _alike(entry, maker):
-                start, end = max(entry.start, maker.start), min(entry.end, maker.end)
-                pieces.append(Kept(start, end, maker.prot))
-        if pieces:
-            found[entry.start] = pieces
+        if _can_be_kept(entry, guards):
+            pieces = [
+                Kept(max(entry.start, maker.start), min(entry.end, maker.end), maker.prot)
+                for maker in _until(entry.end, theirs, at)
+                if _alike(entry, maker)
+            ]
+            if pieces:
+                found[entry.start] = pieces
     return found
 
 
+def _until(end: int, entries: list[pb.vma_entry], at: int) -> Iterator[pb.vma_entry]:
+    while at < len(entries) and entries[at].start < end:
+        yield entries[at]
+        at += 1
+
+
 def _can_be_kept(entry: pb.vma_entry, guards: list[Range]) -> bool:
+    """Say whether a mapping is forked, with all of its pages; guards do not overlap."""
     if not is_private(entry) or entry.flags & MAP_HUGETLB or entry.madv & _NOT_FORKED:
         return False
-    return not overlap((entry.start, entry.end), guards)
+    below = bisect_left(guards, (entry.end, 0)) - 1
+    return below < 0 or guards[below][1] <= entry.start
 
 
 def _alike(own: pb.vma_entry, maker: pb.vma_entry) -> bool:
@@ -113,10 +120,10 @@ class Difference(NamedTuple):
     same: int
 
 
-def difference(own: list[PageRun], makers: Iterable[PageRun], pieces: list[Kept]) -> Difference:
+def difference(own: list[PageRun], makers: list[PageRun], pieces: list[Kept]) -> Difference:
     """Compare the pages that a mapping has in the image with those that its maker has."""
     ranges = [(run.vaddr, run.end) for run in own]
-    cut = list(_cut(makers, pieces))
+    cut = [run.part(piece.start, piece.end) for piece in pieces for run in _within(piece, makers)]
     theirs = [(run.vaddr, run.end) for run in cut]
     same = union(_same(own, cut))
     runs, at = [], 0
@@ -129,27 +136,20 @@ def difference(own: list[PageRun], makers: Iterable[PageRun], pieces: list[Kept]
     return Difference(runs, subtract(theirs, union(ranges)), compared, alike)
 
 
-def _cut(runs: Iterable[PageRun], pieces: list[Kept]) -> Iterator[PageRun]:
-    """Yield what of the runs is in the pieces."""
-    at = 0
-    for run in runs:
-        while at < len(pieces) and pieces[at].end <= run.vaddr:
-            at += 1
-        for piece in pieces[at:]:
-            if piece.start >= run.end:
-                break
-            yield run.part(piece.start, piece.end)
+def _within(piece: Kept | PageRun, runs: list[PageRun]) -> Iterator[PageRun]:
+    """Yield the runs that have a part in it."""
+    start = piece[0]
+    at = max(bisect_right(runs, start, key=attrgetter("vaddr")) - 1, 0)
+    while at < len(runs) and runs[at].vaddr < piece.end:
+        if runs[at].end > start:
+            yield runs[at]
+        at += 1
 
 
 def _same(own: list[PageRun], theirs: list[PageRun]) -> Iterator[Range]:
     """Yield where the two have the same bytes."""
-    at = 0
     for run in own:
-        while at < len(theirs) and theirs[at].end <= run.vaddr:
-            at += 1
-        for other in theirs[at:]:
-            if other.vaddr >= run.end:
-                break
+        for other in _within(run, theirs):
             start, end = max(run.vaddr, other.vaddr), min(run.end, other.end)
             if run.fd >= 0 and other.fd >= 0:
                 yield from _same_pages(run.part(start, end), other.part(start, end))
