@@ -469,7 +469,7 @@ def _check_carried(one: Opened, pid: int) -> None:
     """Refuse what can only be made again with a number in the task."""
     st, info = os.fstat(one.fd), parse_fdinfo(_own_fdinfo(one.fd))
     file = OpenFile(one.fd, pid, -1, 0, st, one.link, info)
-    if "connect" in vars(kind_of(file)):
+    if info.locks or "connect" in vars(kind_of(file)):
         raise Unsupported(f"{file.name}: not supported", hint="wait until it has been received")
 
 

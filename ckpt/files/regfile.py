@@ -15,15 +15,16 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from ckpt.errors import ImageError, KernelError, OptionsError, Unsupported
-from ckpt.files import devices, remap
+from ckpt.files import devices, procself, remap
 from ckpt.files.external import file_key, inherited
-from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
+from ckpt.files.kind import INSIDE, Dump, FileKind, OpenFile, Restore
 from ckpt.image import pb
 from ckpt.image.text import get_path, set_text
 from ckpt.kernel import files
 from ckpt.kernel.arch import NR
 from ckpt.kernel.fdinfo import FdInfo, fdinfo
 from ckpt.kernel.glance import Glance
+from ckpt.kernel.remote import Batch, Call
 from ckpt.options import DumpOptions
 
 _DELETED = " (deleted)"
@@ -40,6 +41,13 @@ _TYPES = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFSOCK: "a socket",
 }
+
+
+_UNNAMED = {
+    0x19800202: "a POSIX message queue",
+    0x5345434D: "secret memory (memfd_secret)",
+}
+"""File systems whose files look like others, but have no path, by what statfs(2) says."""
 
 
 class RegFile(FileKind):
@@ -64,6 +72,8 @@ class RegFile(FileKind):
         """Refuse a file that no path leads to, and a large one that has lost its name."""
         if file_key(file) in options.external:
             return
+        if what := _UNNAMED.get(files.fs_type(file.fd)):
+            raise Unsupported(f"{file.name}: {what}: not supported", hint="close it first")
         _locate(file.link, file.stat, file.name, root_of(file.pid), options)
 
     @classmethod
@@ -105,11 +115,18 @@ class RegFile(FileKind):
                 f"{name}: the dump left this file outside",
                 hint=f"--inherit-fd 'fd[N]:{name}' puts descriptor N in its place",
             )
+        if procself.is_own(name, make):
+            return INSIDE
         fd = open_entry(entry, make, entry.flags)
         if entry.pos:
             with suppress(OSError):  # ESPIPE: a device counts, but cannot seek
                 os.lseek(fd, entry.pos, os.SEEK_SET)
         return fd
+
+    @classmethod
+    def open_inside(cls, entry: Any, make: Restore, batch: Batch) -> Call:
+        """Open a file of the task's own in /proc, at its position."""
+        return procself.open_inside(entry, batch)
 
 
 def common(file: OpenFile) -> dict[str, Any]:
@@ -168,7 +185,7 @@ def _entry(fd: int, link: str, what: str, out: Dump, **fields: Any) -> Any:
         entry.size = st.st_size
     if out.root != "/":
         entry.mnt_id = fdinfo("self", fd).mnt_id
-    if name == link:
+    if name == link or link.startswith("/proc/"):
         return entry
     if _is_gone(st):
         remap.save_ghost(fd, st, entry.id, out)
@@ -200,6 +217,9 @@ def _locate(link: str, st: os.stat_result, what: str, root: str, options: DumpOp
             hint="is something mounted over it, or is it in a mount namespace that is not dumped?",
         )
     if link.startswith("/proc/"):
+        # What lies below /proc/PID/net is always shown as deleted.
+        if _is_at(path.removesuffix(_DELETED), st):
+            return link.removesuffix(_DELETED)
         raise Unsupported(f"{what}: the process is gone", hint="have the target close it")
     if _is_gone(st):
         remap.check_ghost(st, what, options.ghost_limit)

@@ -26,6 +26,7 @@ class NR(IntEnum):
     poll = 7
     lseek = 8
     mmap = 9
+    lseek = 8
     mprotect = 10
     munmap = 11
     brk = 12
@@ -126,6 +127,7 @@ class NR(IntEnum):
     inotify_add_watch = 254
     sync_file_range = 277
     inotify_init1 = 294
+    fstatfs = 138
     fanotify_init = 300
     fanotify_mark = 301
     epoll_pwait = 281

@@ -83,6 +83,13 @@ def open_by_handle(mounted: int, handle: bytes, flags: int) -> int:
     return check(_call(NR.open_by_handle_at, mounted, content, flags), "open_by_handle_at")
 
 
+def fs_type(fd: int) -> int:
+    """Return the type of the file system that a file is on: statfs(2) has the numbers."""
+    room = ffi.new("int64_t[16]")
+    check(_call(NR.fstatfs, fd, int(ffi.cast("uintptr_t", room))), "fstatfs")
+    return int(room[0])
+
+
 def tee(source: int, target: int, size: int) -> int:
     """Copy up to size bytes from pipe to pipe, consuming nothing (tee(2)); 0 if there is none.
 

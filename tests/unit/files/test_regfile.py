@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
+import ctypes
 import fcntl
 import os
+import socket
 import stat
 
 import pytest
 
 from ckpt.errors import ImageError, Unsupported
+from ckpt.files.kind import INSIDE
+from ckpt.files.opened import kind_of
 from ckpt.files.regfile import RegFile, open_entry, save_path
+from ckpt.files.sockopts import family
+from ckpt.image import pb
 
 
 @pytest.fixture
@@ -334,3 +340,45 @@ def test_one_path_has_one_id(round_trip, here, opened):
     assert len(ids) == 1
     entry = round_trip.entries[ids.pop()].reg
     assert (entry.name, entry.flags, entry.pos) == ("/usr", 0, 0)
+
+
+def test_a_socket_that_is_a_mere_path(round_trip, here, opened):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(here / "socket"))
+        fd = opened(here / "socket", os.O_PATH)
+        assert family(round_trip.open_file(fd)) == -1
+        assert kind_of(round_trip.open_file(fd)) is RegFile
+        assert stat.S_ISSOCK(os.fstat(round_trip.trip(RegFile, fd)).st_mode)
+    os.unlink(here / "socket")
+    with pytest.raises(Unsupported, match="a deleted socket"):
+        round_trip.dump(RegFile, fd)
+
+
+def test_a_socket_of_a_family_without_names(round_trip):
+    try:
+        xdp = socket.socket(44, socket.SOCK_RAW)
+    except OSError as error:
+        pytest.skip(f"no AF_XDP: {error}")
+    with xdp, pytest.raises(Unsupported, match="not supported"):
+        kind_of(round_trip.open_file(xdp.fileno()))
+
+
+def test_secret_memory_is_refused(round_trip):
+    fd = ctypes.CDLL(None).syscall(447, 0)
+    if fd < 0:
+        pytest.skip("no memfd_secret")
+    round_trip.keep(fd)
+    with pytest.raises(Unsupported, match="secret memory"):
+        round_trip.dump(RegFile, fd)
+
+
+def test_files_below_proc_net_are_shown_as_deleted(round_trip, opened):
+    fd = opened(f"/proc/{os.getpid()}/net/unix")
+    assert round_trip.message(round_trip.dump(RegFile, fd)).name == f"/proc/{os.getpid()}/net/unix"
+
+
+def test_a_file_of_the_task_itself_is_opened_inside(round_trip, opened):
+    file_id = round_trip.dump(RegFile, opened("/proc/self/status"))
+    round_trip.image.write("pstree", pb.pstree_entry(pid=os.getpid(), ppid=0, pgid=1, sid=1))
+    round_trip.out.close()
+    assert RegFile.create(round_trip.message(file_id), round_trip.make) == INSIDE
