@@ -13,6 +13,7 @@ from ckpt.files.inotify import Inotify
 from ckpt.files.kind import FileKind
 from ckpt.files.memfd import Memfd
 from ckpt.files.netlinksk import NetlinkSk
+from ckpt.files.packetsk import PacketSk
 from ckpt.files.pidfd import PidFd
 from ckpt.files.pipe import Pipe
 from ckpt.files.regfile import RegFile
@@ -35,6 +36,7 @@ KINDS: tuple[type[FileKind], ...] = (
     UnixSk,
     InetSk,
     NetlinkSk,
+    PacketSk,
     Tty,
     RegFile,  # last: anything may be open as a mere path
 )

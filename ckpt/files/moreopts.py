@@ -16,7 +16,7 @@ from ckpt.errors import ImageError
 from ckpt.image import pb
 from ckpt.kernel.files import SocketOptions
 
-_SOCKET, _IP, _IPV6, _TCP, _UDP, _NETLINK = socket.SOL_SOCKET, 0, 41, 6, 17, 270
+_SOCKET, _IP, _IPV6, _TCP, _UDP, _NETLINK, _PACKET = socket.SOL_SOCKET, 0, 41, 6, 17, 270, 263
 
 # SO_TIMESTAMP, TIMESTAMPNS and their 64-bit twins, RXQ_OVFL, BUSY_POLL, ZEROCOPY, PASSPIDFD
 _ANY = [(_SOCKET, n) for n in (29, 35, 63, 64, 40, 46, 60, 76)]
@@ -42,7 +42,8 @@ MORE: dict[int, list[tuple[int, int]]] = {
     socket.AF_INET6: [*_ANY, *_INET, *_V4, *_V6],
     # PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK
     socket.AF_NETLINK: [*_ANY, *((_NETLINK, n) for n in (3, 4, 5, 8, 10, 11, 12))],
-    socket.AF_PACKET: _ANY,
+    # TX_HAS_OFF, QDISC_BYPASS, IGNORE_OUTGOING
+    socket.AF_PACKET: [*_ANY, *((_PACKET, n) for n in (19, 20, 23))],
 }
 """Level and number of each, by address family, in the order to set them in."""
 

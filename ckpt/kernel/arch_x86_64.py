@@ -127,6 +127,7 @@ class NR(IntEnum):
     inotify_add_watch = 254
     sync_file_range = 277
     inotify_init1 = 294
+    bind = 49
     fstatfs = 138
     fanotify_init = 300
     fanotify_mark = 301

@@ -90,6 +90,11 @@ def fs_type(fd: int) -> int:
     return int(room[0])
 
 
+def bind(fd: int, address: bytes, what: str) -> None:
+    """Bind a socket to an address that the socket module cannot say (bind(2))."""
+    check(_call(NR.bind, fd, address, len(address)), f"bind {what}")
+
+
 def tee(source: int, target: int, size: int) -> int:
     """Copy up to size bytes from pipe to pipe, consuming nothing (tee(2)); 0 if there is none.
 

@@ -45,6 +45,13 @@ _UNIX_MESSAGE = struct.Struct("=BBBBI8s")  # family, type, state, pad, ino, cook
 _UNIX_NAME, _UNIX_VFS, _UNIX_PEER, _UNIX_ICONS, _UNIX_RQLEN, _, _UNIX_SHUTDOWN = range(7)
 _UNIX_SHOW = 0x1F  # name, vfs, peer, icons, rqlen
 
+# linux/packet_diag.h: family, protocol, pad, ino, show, cookie; family, type, protocol, ino,
+# cookie; index, version, reserve, copy_thresh, tstamp, flags; index, count, type, size, address
+_PACKET_REQUEST, _PACKET_MESSAGE = struct.Struct("=BBHII8s"), struct.Struct("=BBHI8s")
+_PACKET_INFO, _PACKET_GROUP = struct.Struct("=6I"), struct.Struct("=IIHH32s")
+_PACKET_GROUPS, _PACKET_RX_RING, _PACKET_TX_RING, _PACKET_FANOUT = 1, 2, 3, 4
+_PACKET_SHOW = 0xF  # info, groups, rings, fan-out
+
 # linux/inet_diag.h; ports and addresses are in network order.
 _INET_REQUEST = struct.Struct("=BBBBI")  # family, protocol, extensions, pad, states
 _INET_MESSAGE = struct.Struct("=BBBB48sIIIII")  # family .. id, expires, rqueue, wqueue, uid, inode
@@ -108,6 +115,24 @@ class InetDiag(NamedTuple):
     cookie: bytes
 
 
+class PacketDiag(NamedTuple):
+    """A packet socket; `groups` are (device, how often, type, address), `fanout` None for none."""
+
+    protocol: int
+    ifindex: int
+    version: int
+    reserve: int
+    copy_thresh: int
+    timestamp: int
+    aux_data: bool
+    orig_dev: bool
+    vnet_hdr: bool
+    loss: bool
+    groups: tuple[tuple[int, int, int, bytes], ...]
+    fanout: int | None
+    has_ring: bool
+
+
 def unix(inos: Collection[int] | None = None) -> dict[int, UnixDiag]:
     """The unix sockets with these inodes, or all, by inode; what is not there is left out.
 
@@ -126,6 +151,37 @@ def unix(inos: Collection[int] | None = None) -> dict[int, UnixDiag]:
 def unix_raw(ino: int) -> bytes:
     """What the kernel says of one unix socket, for parse_unix; b"" if it is not there."""
     return _ask(_unix_request(ino))
+
+
+def packet(ino: int) -> PacketDiag | None:
+    """The packet socket with this inode, None if it is not there."""
+    request = _PACKET_REQUEST.pack(socket.AF_PACKET, 0, 0, ino, _PACKET_SHOW, _NO_COOKIE)
+    for body in list(_query(request, _NLM_F_DUMP)):
+        _, _, protocol, found, _ = _PACKET_MESSAGE.unpack_from(body)
+        if found == ino:
+            return _packet_diag(protocol, dict(_attributes(body, _PACKET_MESSAGE.size)))
+    return None
+
+
+def _packet_diag(protocol: int, known: dict[int, bytes]) -> PacketDiag:
+    index, version, reserve, copy_thresh, timestamp, flags = _PACKET_INFO.unpack(known[0])
+    groups = _PACKET_GROUP.iter_unpack(known.get(_PACKET_GROUPS, b""))
+    fanout = known.get(_PACKET_FANOUT)
+    return PacketDiag(
+        protocol=protocol,
+        ifindex=index,
+        version=version,
+        reserve=reserve,
+        copy_thresh=copy_thresh,
+        timestamp=timestamp,
+        aux_data=bool(flags & 2),
+        orig_dev=bool(flags & 4),
+        vnet_hdr=bool(flags & 8),
+        loss=bool(flags & 16),
+        groups=tuple((one[0], one[1], one[2], one[4][: one[3]]) for one in groups),
+        fanout=None if fanout is None else int.from_bytes(fanout, sys.byteorder),
+        has_ring=bool({_PACKET_RX_RING, _PACKET_TX_RING} & known.keys()),
+    )
 
 
 def inet(family: int, protocol: int) -> dict[int, InetDiag]:

@@ -189,6 +189,8 @@ PROGRAMS = (
         "udp_corked", "corked", source="udp", refused="a corked UDP socket", criu="refuses it, too"
     ),
     program("socket_options", criu="has no place for them"),
+    program("packet"),
+    program("packet_ring", "ring", source="packet", refused="packet socket with a ring"),
     program("raw"),
     program("raw_connected", "connected", source="raw", criu="loses peer and checksum"),
     program("counter_server", "16"),
