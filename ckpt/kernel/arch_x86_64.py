@@ -26,7 +26,6 @@ class NR(IntEnum):
     poll = 7
     lseek = 8
     mmap = 9
-    lseek = 8
     mprotect = 10
     munmap = 11
     brk = 12
