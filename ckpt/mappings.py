@@ -16,6 +16,8 @@ from ckpt.kernel.maps import MapsEntry, SmapsEntry, parse_maps, smaps
 from ckpt.memory import vmas
 from ckpt.snapshot import Led, TaskSnapshot, led, mapped_file
 
+_DELETED = " (deleted)"
+
 
 class Mappings:
     """Which mappings there were when we looked, and their records."""
@@ -47,8 +49,9 @@ class Mappings:
             self._text = b""
 
     def _record(self, mapping: SmapsEntry) -> pb.vma_entry:
-        """Return the record of a mapping; memory behind it has to wait until it stands still."""
-        if vmas.is_memory_file(mapping):
+        """Return the record of a mapping; what is to be saved of its file has to wait."""
+        lost = mapping.shared and mapping.path.endswith(_DELETED)
+        if lost or vmas.is_memory_file(mapping):
             entry = vmas.dump(mapping, lambda mapping, flags: 0)
             self._unsaved.append((mapping, entry))
             return entry

@@ -105,7 +105,7 @@ def _check_identity(pid: int, status: Status, stat: Stat) -> None:
             f"pid {pid} is ckpt itself or an ancestor of it: stopping it would stop us",
             hint="run ckpt from somewhere else",
         )
-    if status.tracer_pid:
+    if status.tracer_pid not in (0, os.getpid()):
         raise NotPermitted(
             1,
             f"pid {pid} is traced by pid {status.tracer_pid}",

@@ -13,9 +13,10 @@ Facts that bite:
 import os
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
-from ckpt.errors import ImageError, Unsupported
+from ckpt.errors import CkptError, ImageError, Unsupported
 from ckpt.files.kind import INSIDE, Dump, FileKind, OpenFile, Restore, anon_inode
 from ckpt.image import pb
 from ckpt.kernel import procfs
@@ -77,12 +78,21 @@ def _nspid(file: OpenFile) -> int:
     pid = file.info.pidfd
     if pid == _ENDED:
         return _ENDED
-    if pid not in file.tree and pid not in procfs.threads(file.pid):
+    if not _is_inside(pid, file.tree):
         raise Unsupported(
             f"{file.name}: pid {pid} is outside of what is dumped",
             hint="have the target close it before the dump",
         )
     return file.info.pidfd_ns[-1]
+
+
+def _is_inside(pid: int | None, tree: tuple[int, ...]) -> bool:
+    """Say whether a process, or a thread, is one of the tree, or a child of one."""
+    if pid is None or pid in tree:
+        return pid is not None
+    with suppress(CkptError):
+        return procfs.status(pid).tgid in tree or procfs.stat(pid).ppid in tree
+    return False
 
 
 def _ended(ino: int, make: Restore) -> deque[int]:

@@ -165,7 +165,8 @@ def save_path(fd: int, link: str, out: Dump) -> int:
         out.add_entry(pb.file_entry(type=pb.FD_REG, id=file_id, reg=entry))
         return file_id
 
-    return out.memo(("path", st.st_dev, st.st_ino, link), save)
+    size = st.st_size if stat.S_ISREG(st.st_mode) else 0  # grown, it needs another record
+    return out.memo(("path", st.st_dev, st.st_ino, link, size), save)
 
 
 def save_opened(file: OpenFile, out: Dump) -> int:
