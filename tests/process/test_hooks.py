@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from attempts import others_gone
 from programs import PROGRAMS
 from target import REPO, Ckpt, Criu, Target, Tool, pagers, wait_until
 
@@ -174,9 +175,12 @@ def test_nobody_is_asked_about_what_is_refused(place: Path, script: Path) -> Non
         target.judge("the target itself, running on", place)
 
 
+@pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGKILL], ids=["term", "kill"])
 @pytest.mark.parametrize("point", ["pre-dump", "post-dump"])
 @pytest.mark.parametrize("running", [["-R"], []], ids=["running", "killed"])
-def test_an_interrupt_ends_the_script_too(point: str, running: list[str], place: Path) -> None:
+def test_who_ends_us_while_a_script_runs(
+    signo: int, point: str, running: list[str], place: Path
+) -> None:
     script = place / "script"
     text = f"#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION = {point} ] || exit 0\n"
     script.write_text(text + f"echo $$ > {place}/new; mv {place}/new {place}/pid; exec sleep 999")
@@ -186,10 +190,16 @@ def test_an_interrupt_ends_the_script_too(point: str, running: list[str], place:
         argv = [*Ckpt.command, *words, "--action-script", str(script)]
         with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as command:
             wait_until((place / "pid").exists, "a script that runs")
-            command.terminate()
-            assert command.wait(60) == 128 + signal.SIGTERM
-        assert not os.path.exists(f"/proc/{(place / 'pid').read_text().strip()}")
-        assert not (place / "images").exists()
+            command.send_signal(signo)
+            assert command.wait(60) == (128 + signo if signo == signal.SIGTERM else -signo)
+        pid = int((place / "pid").read_text())
+        if signo == signal.SIGTERM:
+            assert not os.path.exists(f"/proc/{pid}")
+            assert not (place / "images").exists()
+        else:  # we could not end it
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            others_gone(target.pid)  # who puts the target right has ended
         target.judge("the target itself, running on", place)
 
 
