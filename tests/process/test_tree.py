@@ -31,8 +31,8 @@ WAYS = (
     Way(Ckpt, Criu),
 )
 PROVING = (Way(Criu, Criu),)
-ON_DISK = ("tree_shared", "tree_shared_sysv")
-"""Programs whose files have been written to by the time that another copy comes up."""
+ON_DISK = ("tree_shared", "tree_shared_sysv", "tree_pidfd")
+"""Programs whose files are other ones by the time that another copy comes up."""
 CASES = [
     pytest.param(program, way, id=f"{program.name}-{way}")
     for program in TREES
