@@ -130,7 +130,7 @@ def _freeze(
         take_namespaces(snapshot, targets)
         if options.manage_cgroups != "ignore":
             for target in targets:
-                target.snapshot.cgroups = cgroups.take(target.pid)
+                target.snapshot.cgroups = cgroups.take(target.pid, seen.read)
         hooks.dump([target.pid for target in targets], snapshot.image)
         log.stage("write")
         if options.leave_running:

@@ -156,7 +156,7 @@ class Questions:
 
     def look_ahead(self, glance: Glance) -> None:
         """Open what will be read in the freeze."""
-        glance.add(*(f"/proc/{self.pid}/{name}" for name in (*process.NAMES, "auxv", "timers")))
+        glance.add(*(f"/proc/{self.pid}/{name}" for name in (*process.NAMES, "auxv", "timers", "cgroup")))
         glance.add(f"/proc/{self.pid}/maps", *(f"/proc/{tid}/status" for tid in self._threads))
         glance.add(*(f"/proc/{self.pid}/task/{tid}/children" for tid in self._threads))
 

@@ -35,7 +35,6 @@ from ckpt.options import DumpOptions
 
 FD_CLOEXEC = fcntl.FD_CLOEXEC
 _UNKNOWN = object()
-_NOTHING: frozenset[str] = frozenset()
 _NO_OWNER = bytes(8)
 _OURS = 256  # descriptors that we need for other things, more than enough
 _DIRENT = 32  # bytes of a struct linux_dirent64 with a number for its name
@@ -113,9 +112,10 @@ class OpenFiles:
         self._tables: dict[int, _Table] = {}
         self._parts: dict[int, Part] = {}
         self._by_place: dict[Place, Opened] = {}
+        self._sorted: list[Opened] | None = None
         self._links: frozenset[str] = frozenset()
         self._seen = self._ahead = Seen({})
-        self._infos: list[tuple[Place, Opened]] = []
+        self._infos: list[tuple[str, Opened]] = []
         self._gone: list[Opened] = []
         self._carried: dict[int, Opened] = {}  # by our copies of their descriptors
 
@@ -148,8 +148,10 @@ class OpenFiles:
 
     def _all(self) -> list[Opened]:
         """Return the open files, each once, by their lowest numbers."""
-        places = sorted(self._by_place)
-        return list(dict.fromkeys(self._by_place[place] for place in places))
+        if self._sorted is None:
+            places = sorted(self._by_place)
+            self._sorted = list(dict.fromkeys(self._by_place[place] for place in places))
+        return self._sorted
 
     # --- which there are
 
@@ -180,6 +182,7 @@ class OpenFiles:
 
     def _forget(self, place: Place) -> None:
         one = self._by_place.pop(place)
+        self._sorted = None
         one.places.remove(place)
         if not one.places:
             os.close(one.fd)
@@ -196,6 +199,7 @@ class OpenFiles:
                 new = [Place(table.pid, descriptor.number) for descriptor in group]
                 one.places = sorted([*one.places, *new])
                 self._by_place.update(dict.fromkeys(new, one))
+                self._sorted = None
 
     def _copy(self, table: _Table, new: Descriptor) -> Opened | None:
         """Take a copy of a descriptor; None if it is closed by now."""
@@ -340,7 +344,7 @@ class OpenFiles:
             return
         for place in one.places:  # all of them: as of now
             self._info(place)
-        self._infos += [(place, one) for place in one.places]
+        self._infos += [(f"/proc/{place.pid}/{place.info}", one) for place in one.places]
         file = one.file._replace(info=parse_fdinfo(self._info(one.places[0])))
         with out.held() as held:
             dump_file(one.kind, file, out, partial(self._update, one))
@@ -403,7 +407,8 @@ class OpenFiles:
         held = [one for one in self._all() if one.held]
         if changed or not self._seen.same_answers(self._ahead):
             return held
-        different = {one for place, one in self._infos if not self._is_same_info(place, _NOTHING)}
+        now, ahead = self._seen.files, self._ahead.files
+        different = {one for path, one in self._infos if now.get(path) != ahead[path]}
         return [one for one in held if one in different or not one.told]
 
     def _is_same(self, one: Opened, changed: bool) -> bool:

@@ -75,9 +75,9 @@ class Taken(Protocol):
     cores: dict[int, pb.core_entry]
 
 
-def take(pid: int) -> bytes:
+def take(pid: int, read: procfs.Read) -> bytes:
     """Take where a process is, in the freeze: what it means can be said later."""
-    return procfs.read(pid, "cgroup")
+    return read(pid, "cgroup")
 
 
 def dump(tasks: Sequence[Taken], image: ImageDir) -> None:
