@@ -156,8 +156,9 @@ class Questions:
 
     def look_ahead(self, glance: Glance) -> None:
         """Open what will be read in the freeze."""
-        glance.add(*(f"/proc/{self.pid}/{name}" for name in (*process.NAMES, "auxv", "timers", "cgroup")))
-        glance.add(f"/proc/{self.pid}/maps", *(f"/proc/{tid}/status" for tid in self._threads))
+        names = (*process.NAMES, "auxv", "timers", "cgroup", "maps")
+        glance.add(*(f"/proc/{self.pid}/{name}" for name in names))
+        glance.add(*(f"/proc/{tid}/status" for tid in self._threads))
         glance.add(*(f"/proc/{self.pid}/task/{tid}/children" for tid in self._threads))
 
     @contextmanager
