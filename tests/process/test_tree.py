@@ -53,11 +53,13 @@ def gone(pids: list[int]) -> None:
         wait_until(partial(ended, pid), f"end of {pid}")
 
 
-def dump(way: Way, target: Target, images: Path) -> None:
+def dump(way: Way, target: Target, images: Path) -> list[int]:
+    """Dump a tree; returns the pids below its root."""
     below = [child.pid for child in psutil.Process(target.pid).children(recursive=True)]
     way.dumper().dump(target, images, *(["-R"] if way.running else []))
     if not way.running:
         gone(below)
+    return below
 
 
 @pytest.mark.parametrize(("program", "way"), CASES)
@@ -109,6 +111,36 @@ def test_a_status_that_none_ends_with(place: Path, status: int) -> None:
         with pytest.raises(pytest.fail.Exception, match="no process ends by signal"):
             Ckpt().restore(target, images)
         gone(list(cores))
+
+
+@pytest.mark.parametrize("field", ["vm_id", "sighand_id", "files_id", "fs_id", "ipc_ns_id"])
+def test_what_is_not_restored_yet(place: Path, field: str) -> None:
+    """Siblings that share what only a child can share with its parent, or nobody."""
+    images = place / "images"
+    with Target(Program("tree_shared", "tree_shared"), place / "target") as target:
+        below = dump(WAYS[0], target, images)
+        with ImageDir.open(str(images)) as image:
+            first, last = image.read("ids", below[0]), image.read("ids", below[-1])
+        setattr(last, field, getattr(first, field) if "ns" not in field else 77)
+        rewrite(images / f"ids-{below[-1]}.img", last)
+        with pytest.raises(pytest.fail.Exception, match="exit code 3") as failure:
+            Ckpt().restore(target, images)
+        assert f"pid {below[-1]}" in str(failure.value)
+        assert "not restored yet" in str(failure.value)
+        gone([target.pid, *below])
+
+
+def test_the_root_is_waited_for(place: Path) -> None:
+    images, pidfile = place / "images", place / "pid"
+    with Target(Program("tree_sessions", "tree_sessions"), place / "target") as target:
+        dump(WAYS[0], target, images)
+        words = ["restore", "-D", str(images), "--pidfile", str(pidfile)]
+        command = subprocess.Popen([sys.executable, "-m", "ckpt", *words], cwd=REPO)
+        wait_until(lambda: pidfile.exists() and bool(pidfile.read_text()), "pid file")
+        assert int(pidfile.read_text()) == target.pid
+        (target.directory / "go").touch()
+        assert command.wait() == 0
+        assert (target.directory / "verdict").read_text() == "ok"
 
 
 def test_who_ignores_sigchld_restores_zombies(place: Path) -> None:
