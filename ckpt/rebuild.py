@@ -342,7 +342,7 @@ class Task:
         """Put all descriptors in their places, and close the others that it has from us."""
         batch = self._batch()
         table = files.table(self.saved)
-        table.place(batch)
+        table.place(self.saved.pid, batch)
         table.close_rest(batch)
         self._run(batch)
 

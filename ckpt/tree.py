@@ -65,7 +65,8 @@ class Tree:
 
     def __enter__(self) -> Self:
         # Orphans of a tree that fails are ours to wait for, then; those of a sibling are not.
-        self._reaper = Subreaper(len(self._shares) > 1 and not self.options.sibling)
+        several = len(self._shares) > 1
+        self._reaper = Subreaper(wanted=several and not self.options.sibling)
         return self
 
     def __exit__(

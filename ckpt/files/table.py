@@ -40,6 +40,8 @@ class Opened:
         """Above every number that a task is to have."""
         self.connected: set[int] = set()
         """The files that have been connected: by the first task that has them."""
+        self.inside: dict[int, tuple[int, int]] = {}
+        """Where the first task has what only a task can open: its pid, and the number there."""
         self._ids = [entry.id for entry in entries]
         self._plugged: dict[str, type[FileKind]] = {kind.name: kind for kind in make.options.kinds}
         self._local: dict[int, int] = {}
@@ -106,8 +108,11 @@ class FileTable:
         self._fdinfo = sorted(fdinfo, key=lambda entry: entry.fd)
         self._opened = opened
 
-    def place(self, batch: Batch) -> None:
-        """Put every descriptor in its place. Runs in the task, one call each."""
+    def place(self, pid: int, batch: Batch) -> None:
+        """Put every descriptor in its place. Runs in the task `pid`, one call each.
+
+        For one after the other: what only a task can open, the next has from it.
+        """
         local = {entry.id: self._opened.local(entry.id) for entry in self._fdinfo}
         inside = {
             file_id: self._open_inside(file_id, batch)
@@ -118,12 +123,21 @@ class FileTable:
             cloexec = os.O_CLOEXEC if entry.flags & FD_CLOEXEC else 0
             source = inside.get(entry.id, local[entry.id])
             batch.call(NR.dup3, source, entry.fd, cloexec, must=True)
+            if entry.id in inside:
+                self._opened.inside.setdefault(entry.id, (pid, entry.fd))
 
     def _open_inside(self, file_id: int, batch: Batch) -> Call:
         """Have the task open a file, above every number that it is to have."""
-        kind, entry = self._opened.kind(file_id)
-        low = kind.open_inside(entry, self._opened.shared, batch)
-        high = batch.call(NR.fcntl, low, fcntl.F_DUPFD_CLOEXEC, self._opened.floor, must=True)
+        if holder := self._opened.inside.get(file_id):
+            pid, number = holder
+            pidfd = batch.call(NR.pidfd_open, pid, 0, must=True)
+            low = batch.call(NR.pidfd_getfd, pidfd, number, 0, must=True)
+            batch.call(NR.close, pidfd)
+        else:
+            kind, entry = self._opened.kind(file_id)
+            low = kind.open_inside(entry, self._opened.shared, batch)
+        floor = self._opened.floor
+        high = batch.call(NR.fcntl, low, fcntl.F_DUPFD_CLOEXEC, floor, must=True)
         batch.call(NR.close, low)
         return high
 

@@ -10,7 +10,7 @@ _SET, _GET = 36, 37
 class Subreaper:
     """While it is open we are one, if we are to be at all; close() leaves us as we were."""
 
-    def __init__(self, wanted: bool) -> None:
+    def __init__(self, *, wanted: bool) -> None:
         self._set = wanted and not _is_set()
         if self._set:
             check(syscall(NR.prctl, _SET, 1, 0, 0, 0), "PR_SET_CHILD_SUBREAPER")

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Descriptors of processes: of a child, of one that has ended, and of the parent. */
+/* Descriptors of processes: of a child, of one that has ended, and one that both share. */
 #include "tree.h"
 #include <poll.h>
 
@@ -17,6 +17,7 @@ static void runs(int unused number)
 	check(!ended(parent));
 	check_is(syscall(SYS_pidfd_send_signal, parent, 0, NULL, 0), 0);
 	await_file("looked");
+	check_is(fcntl(parent, F_SETFL, O_NONBLOCK), 0);
 }
 
 static void ends(int unused number)
@@ -44,5 +45,6 @@ int main(int argc, char **argv)
 	tell("looked", "");
 	collect(alive);
 	check(ended(one));
+	check(fcntl(parent, F_GETFL) & O_NONBLOCK);
 	return verdict();
 }
