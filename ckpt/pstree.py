@@ -4,8 +4,9 @@
 A process has its session from the one that forks it, and can only leave it by leading a new one. So
 who forks whom, and when, is a plan: a parent that leads a session first forks the children that are
 still in its old one; where a session's leader has ended, a stand-in leads it until all are in it;
-and a child whose session began with a sibling is forked by that sibling, for their parent
-(CLONE_PARENT). Nothing here knows how any of it is done.
+a child whose session began with a sibling is forked by that sibling, for their parent
+(CLONE_PARENT); and one whose session began further below comes to its parent as an orphan, as it
+once did. Nothing here knows how any of it is done.
 """
 
 from collections.abc import Iterable, Iterator
@@ -51,9 +52,13 @@ class Item:
 
 
 class Do(Enum):
-    """What a step does: `by` is the pid that forks, or the group that is joined."""
+    """What a step does: `by` is the pid that forks, or the group that is joined.
+
+    ORPHAN is a fork by a child of `by`, which ends.
+    """
 
     FORK = auto()
+    ORPHAN = auto()
     SETSID = auto()
     SETPGID = auto()
     END = auto()
@@ -142,13 +147,13 @@ class _Plan:
         for item in items:
             self._join_group(item)
         # Stand-ins first: who waits for one may be about to end himself.
-        forked = [step.item for step in self.steps if step.do is Do.FORK]
+        forked = [step.item for step in self.steps if step.do in (Do.FORK, Do.ORPHAN)]
         for state in (State.STAND_IN, State.DEAD):
             self.steps += [Step(Do.END, item) for item in forked if item.state is state]
 
-    def _fork(self, item: Item, by: int, session: int) -> None:
+    def _fork(self, item: Item, by: int, session: int, do: Do = Do.FORK) -> None:
         """Fork it into a session, and after it all its descendants."""
-        self.steps.append(Step(Do.FORK, item, by))
+        self.steps.append(Step(do, item, by))
         self._groups[item.pid] = self._groups[by]
         if item.leads_session:
             for child in item.children:
@@ -165,16 +170,27 @@ class _Plan:
         there = {0, session}
         while waiting:
             child = next((one for one in waiting if self._births[one.pid] in there), None)
+            do = Do.FORK
             if child is None:
-                raise Unsupported(
-                    f"pid {waiting[0].pid} is in session {self._births[waiting[0].pid]}, which "
-                    "neither an ancestor of it nor a sibling leads: not restored yet"
-                )
+                child, do = self._orphan(parent, waiting), Do.ORPHAN
             waiting.remove(child)
             birth = self._births[child.pid]
-            self._fork(child, parent.pid if birth in (0, session) else birth, birth or session)
+            self._fork(child, parent.pid if birth in (0, session) else birth, birth or session, do)
             if child.leads_session:
                 there.add(child.pid)
+
+    def _orphan(self, parent: Item, waiting: list[Item]) -> Item:
+        """Return one whose session began below its parent, further down than a child."""
+        for one in waiting:
+            leader = self._known.get(self._births[one.pid])
+            while leader and leader.pid in self._groups and leader is not parent:
+                leader = self._known.get(leader.ppid)
+            if leader is parent:
+                return one
+        raise Unsupported(
+            f"pid {waiting[0].pid} is in session {self._births[waiting[0].pid]}, which neither "
+            "an ancestor of it nor a descendant of its parent leads: not restored yet"
+        )
 
     def _stand_ins(self, parent: Item, children: list[Item], session: int) -> list[Item]:
         """Return stand-ins for the leaders of sessions that are nowhere in the tree."""

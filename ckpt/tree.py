@@ -24,7 +24,7 @@ from ckpt.kernel import maps
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
 from ckpt.kernel.ffi import ffi, lib
 from ckpt.kernel.ptrace import WALL, Options, Tracee, reap
-from ckpt.kernel.remote import Batch, Remote, quiet_signal
+from ckpt.kernel.remote import Remote, quiet_signal
 from ckpt.kernel.subreaper import Subreaper
 from ckpt.kernel.witness import Witness
 from ckpt.memory import vdso
@@ -35,6 +35,7 @@ from ckpt.saved import Files, Saved, SavedTask
 from ckpt.task import ending
 
 _CLONE_FS, _CLONE_FILES, _CLONE_PARENT = 0x200, 0x400, 0x8000
+_PR_SET_CHILD_SUBREAPER = 36
 _OPTIONS = Options.SYSGOOD | Options.FORK | Options.CLONE | Options.EXITKILL
 
 
@@ -54,7 +55,9 @@ class Tree:
         self.forking_ns = 0
         self._plan = pstree.plan(saved.items)
         self._shares = {
-            step.item.pid: _shared(step, saved) for step in self._plan if step.do is Do.FORK
+            step.item.pid: _shared(step, saved)
+            for step in self._plan
+            if step.do in (Do.FORK, Do.ORPHAN)
         }
         self._remotes: dict[int, Remote] = {}
         self._origins: dict[int, Origin] = {}
@@ -129,7 +132,7 @@ class Tree:
         """Give the root its memory, then have every task forked, with its own."""
         for step in self._plan:
             match step.do:
-                case Do.FORK:
+                case Do.FORK | Do.ORPHAN:
                     if step.by:
                         with uninterrupted():  # or one that was made would not be known
                             self._fork(step, files)
@@ -138,7 +141,7 @@ class Tree:
                 case Do.SETSID:
                     self._lead_session(step.item, files)
                 case Do.SETPGID:
-                    self._call(step.item, NR.setpgid, 0, step.by)
+                    self._call(step.item.pid, NR.setpgid, 0, step.by)
                 case Do.END:
                     self._end(step.item)
         self._set_foreground(files)
@@ -162,25 +165,44 @@ class Tree:
         self._regs = tracee.regs()._replace(orig_ax=NO_SYSCALL)
 
     def _fork(self, step: Step, files: Files) -> None:
-        """Have a task fork another, for itself or for its parent."""
+        """Have a task fork another: for itself, for its parent, or as an orphan."""
+        item, since = step.item, time.monotonic_ns()
+        flags = self._shares[item.pid]
+        if step.do is Do.ORPHAN:
+            self._fork_orphan(step)
+        elif step.by == item.ppid:
+            self._clone(self._remotes[step.by], item.pid, flags, signal.SIGCHLD)
+        else:  # a sibling has its maker's exit signal
+            self._clone(self._remotes[step.by], item.pid, flags | _CLONE_PARENT, 0)
+        self.forking_ns += time.monotonic_ns() - since
+        self._begin(item, self._origins[step.by], files)
+
+    def _fork_orphan(self, step: Step) -> None:
+        """Have a child of a task fork another, and end: its nearest subreaper is the new parent."""
         item, maker = step.item, self._remotes[step.by]
-        since = time.monotonic_ns()
-        sibling = step.by != item.ppid
-        flags = self._shares[item.pid] | (_CLONE_PARENT if sibling else 0)
+        self._call(item.ppid, NR.prctl, _PR_SET_CHILD_SUBREAPER, 1)
+        between = self._clone(maker, 0, 0, signal.SIGCHLD)
+        self._clone(self._remotes[between], item.pid, 0, signal.SIGCHLD)
+        ending.end(self._remotes[between], self._regs, pb.task_core_entry())
+        self._call(step.by, NR.wait4, between, 0, WALL, 0)
+        del self._remotes[between]
+        self._call(item.ppid, NR.prctl, _PR_SET_CHILD_SUBREAPER, 0)
+
+    def _clone(self, maker: Remote, pid: int, flags: int, exit_signal: int) -> int:
+        """Have a task make another, of this pid if it is not 0; returns the pid."""
         batch = maker.batch()
-        pid = batch.data(item.pid.to_bytes(4, "little"))
+        wanted = batch.data(pid.to_bytes(4, "little")).address if pid else 0
         # struct clone_args: flags pidfd child_tid parent_tid exit_signal stack stack_size tls
-        # set_tid set_tid_size cgroup. A sibling has its maker's exit signal.
-        words = [flags, 0, 0, 0, 0 if sibling else signal.SIGCHLD, 0, 0, 0, pid.address, 1, 0]
+        # set_tid set_tid_size cgroup
+        words = [flags, 0, 0, 0, exit_signal, 0, 0, 0, wanted, int(pid > 0), 0]
         args = batch.data(b"".join(word.to_bytes(8, "little") for word in words))
-        batch.call(NR.clone3, args, len(words) * 8, must=True, fork=True)
+        made = batch.call(NR.clone3, args, len(words) * 8, must=True, fork=True)
         try:
             maker.run(batch, self._regs, 0)
         except KernelError as error:
-            raise clone_error(error.errno or 0, item.pid) from error
-        self._adopt(Tracee.born(item.pid))
-        self.forking_ns += time.monotonic_ns() - since
-        self._begin(item, self._origins[step.by], files)
+            raise clone_error(error.errno or 0, pid) from error
+        self._adopt(Tracee.born(made.ret))
+        return made.ret
 
     def _adopt(self, tracee: Tracee) -> None:
         pid = tracee.tid
@@ -202,28 +224,24 @@ class Tree:
         task.join_namespaces(image)
         task.map(files, self._readers[task.saved.pid])
 
-    def _run(self, item: Item, batch: Batch) -> None:
-        self._remotes[item.pid].run(batch, self._regs, 0)
-
-    def _call(self, item: Item, nr: NR, *args: int) -> None:
-        batch = self._remotes[item.pid].batch()
+    def _call(self, pid: int, nr: NR, *args: int) -> None:
+        batch = self._remotes[pid].batch()
         batch.call(nr, *args, must=True)
-        self._run(item, batch)
+        self._remotes[pid].run(batch, self._regs, 0)
 
     def _end(self, item: Item) -> None:
         """Have a task end, as its record says; only its parent has still to hear of it."""
         remote, core = self._remotes[item.pid], self.saved.dead.get(item.pid)
         ending.end(remote, self._regs, core.tc if core else pb.task_core_entry())
         if item.state is State.STAND_IN:
-            parent = self._remotes[item.ppid].batch()
-            parent.call(NR.wait4, item.pid, 0, WALL, 0, must=True)
-            self._remotes[item.ppid].run(parent, self._regs, 0)
+            self._call(item.ppid, NR.wait4, item.pid, 0, WALL, 0)
 
     def _lead_session(self, item: Item, files: Files) -> None:
         """Have it lead a session and take its terminal, which it hands on to whom it forks."""
-        self._call(item, NR.setsid)
-        if terminal := files.terminals.get(item.pid):
-            self._call(item, NR.ioctl, terminal.fd, termios.TIOCSCTTY, 0)
+        self._call(item.pid, NR.setsid)
+        terminal = files.terminals.get(item.pid)
+        if terminal and item.state is State.ALIVE:
+            self._call(item.pid, NR.ioctl, terminal.fd, termios.TIOCSCTTY, 0)
 
     def _set_foreground(self, files: Files) -> None:
         """Say which groups are in the foreground, now that all are there; one may be gone."""
@@ -290,12 +308,12 @@ def _shared(step: Step, saved: Saved) -> int:
     Raises Unsupported if it shares with another one that is there before it.
     """
     one, maker = saved.tasks.get(step.item.pid), saved.tasks.get(step.by)
-    if one is None or maker is None:
+    if one is None:
         return 0
     flags = 0
     for field, flag in (("files_id", _CLONE_FILES), ("fs_id", _CLONE_FS)):
         same = [task for task in saved.tasks.values() if _alike(task, one, field)]
-        if maker in same:
+        if maker in same and step.do is Do.FORK:
             flags |= flag
         elif same[0] is not one:
             raise Unsupported(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Sessions and groups: children from before setsid(2) and from after it, an orphan of a session
- * whose leader has ended, groups, and one without its leader.
+ * whose leader has ended and of one that is led further below, groups, and one without its leader.
  */
 #include "tree.h"
 #include <sys/prctl.h>
@@ -67,10 +67,32 @@ static void leaves(int session)
 	_exit(0);
 }
 
+static void leaves_one(int unused number)
+{
+	child(orphan, getpid());
+	_exit(0);
+}
+
+/* Leads a session that is not its parent's child's: an orphan of it goes to the root. */
+static void far(int unused number)
+{
+	need(setsid() == getpid());
+	pid_t gone = child(leaves_one, 0);
+	need(waitpid(gone, NULL, 0) == gone);
+	stays(0);
+}
+
+static void between(int unused number)
+{
+	pid_t below = child(far, 0);
+	stays(0);
+	collect(below);
+}
+
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
-	pid_t pids[6];
+	pid_t pids[8];
 	need(!prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0));
 	need(!pipe(tell_pid));
 	for (int i = 0; i < 2; i++) {
@@ -79,11 +101,13 @@ int main(int argc, char **argv)
 		need(read(tell_pid[0], &pids[2 * i], sizeof(pid_t)) == sizeof(pid_t));
 		need(read(tell_pid[0], &pids[2 * i + 1], sizeof(pid_t)) == sizeof(pid_t));
 	}
+	pids[6] = child(between, 0);
+	need(read(tell_pid[0], &pids[7], sizeof(pid_t)) == sizeof(pid_t));
 	close(tell_pid[0]);
 	close(tell_pid[1]);
 	pids[4] = child(leader, 1);
 	pids[5] = child(own_group, 0);
-	all_arrived(4 + 4 + 2);
+	all_arrived(4 + 4 + 2 + 3);
 
 	checkpoint();
 

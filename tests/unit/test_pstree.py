@@ -17,12 +17,16 @@ def made(*items):
     for step in plan(tree(items_again(items))):
         pid = step.item.pid
         match step.do:
-            case Do.FORK:
+            case Do.FORK | Do.ORPHAN:
                 assert pid not in found
                 group, session = found[step.by][1:] if step.by else outside
                 parent = step.by
                 if step.by and step.by != step.item.ppid:
                     parent = found[step.by][0]
+                if step.do is Do.ORPHAN:
+                    parent = found[step.by][0]
+                    while parent != step.item.ppid:
+                        parent = found[parent][0]
                 found[pid] = parent, group, session
             case Do.SETSID:
                 assert found[pid][1] != pid
@@ -141,10 +145,16 @@ def test_too_many():
         tree(item(pid, pid - 1) for pid in range(1, 1 << 20))
 
 
-def test_a_session_that_is_elsewhere():
+def test_an_orphan_of_a_session_further_below():
     nephew = item(13, 10, 12, 12)
-    with pytest.raises(Unsupported, match="pid 13 is in session 12"):
-        plan(tree([item(10, 0), item(11, 10), item(12, 11, 12, 12), nephew]))
+    check(item(10, 0), item(11, 10), item(12, 11, 12, 12), nephew)
+    check(item(10, 0), nephew, item(14, 13, 12, 12), item(11, 10), item(12, 11, 12, 12))
+
+
+def test_a_session_that_is_elsewhere():
+    cousin = item(14, 13, 12, 12)
+    with pytest.raises(Unsupported, match="pid 14 is in session 12"):
+        plan(tree([item(10, 0), item(11, 10), item(12, 11, 12, 12), item(13, 10), cousin]))
 
 
 def test_a_group_of_who_leads_none():
