@@ -220,8 +220,10 @@ class _Plan:
             self._known[pgid] = leader
             self.steps.append(Step(Do.FORK, leader, member.pid))
             self._groups[pgid] = self._groups[member.pid]
-        if leader.pgid != leader.pid:
-            raise ImageError(f"pstree.img: pid {leader.pid} does not lead the group that it names")
+        if leader.pgid != leader.pid or leader.sid != member.sid:
+            raise ImageError(
+                f"pstree.img: pid {leader.pid} does not lead the group of {member.pid}"
+            )
         self._join_group(leader)
 
 

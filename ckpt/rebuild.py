@@ -482,4 +482,6 @@ def clone_error(number: int, pid: int) -> CkptError:
         return NotPermitted(
             number, "clone3", pid=pid, hint="run as root: a pid of one's choice takes CAP_SYS_ADMIN"
         )
+    if number == errno.EINVAL:
+        return KernelError(number, "clone3", pid=pid, hint="kernel.pid_max may be too low for it")
     return KernelError(number, "clone3", pid=pid)

@@ -158,5 +158,10 @@ def test_a_session_that_is_elsewhere():
 
 
 def test_a_group_of_who_leads_none():
-    with pytest.raises(ImageError, match="pid 11"):
+    with pytest.raises(ImageError, match="pid 11 does not lead"):
         plan(tree([item(10, 0), item(11, 10), item(12, 10, 11)]))
+
+
+def test_a_group_of_another_session():
+    with pytest.raises(ImageError, match="pid 11 does not lead"):
+        plan(tree([item(10, 0), item(11, 10, 11, 11), item(12, 10, 11)]))
