@@ -14,7 +14,15 @@ from typing import Any
 
 from ckpt.errors import ImageError, Unsupported
 from ckpt.files import regfile
-from ckpt.files.fhandle import Watched, dump_handle, open_path, open_watched, pending, queued, warn
+from ckpt.files.fhandle import (
+    Watched,
+    dump_handle,
+    handle_once,
+    open_path,
+    open_watched,
+    pending,
+    warn_of_events,
+)
 from ckpt.files.kind import Dump, FileKind, OpenFile, Placed, Restore
 from ckpt.image import pb
 from ckpt.image.text import get_path, set_text
@@ -43,31 +51,25 @@ class Fanotify(FileKind):
     @classmethod
     def check(cls, file: OpenFile, options: DumpOptions) -> None:
         """Refuse to freeze whom others wait for, and a mark of what a restore would not find."""
-        for mark in file.info.fanotify.marks if file.info.fanotify else ():
-            if mark.mask & fanotify.PERMISSION:
-                raise Unsupported(
-                    f"{file.name}: it gives permissions, and everybody would wait while it stands",
-                    hint="remove its marks for permission events first",
-                )
-            _mark_entry(file, mark, options)
+        for mark in _marks(file):
+            _mark_entry(file, mark, lambda watched: dump_handle(file, watched, options))
 
     @classmethod
     def state(cls, file: OpenFile) -> Hashable | None:
-        """All is in fdinfo, but whether events are waiting."""
-        return bool(queued(file.fd))
+        """All is in fdinfo."""
+        return ()
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:
         """List the marks, as fdinfo does."""
         group = file.info.fanotify
         assert group, file
-        cls.check(file, out.options)
         entry = pb.fanotify_file_entry(
             **file.common(), faflags=group.flags, evflags=group.event_flags
         )
-        entry.mark.extend(_mark_entry(file, mark, out.options) for mark in group.marks)
-        if waiting := queued(file.fd):
-            out.later(lambda: warn(file, waiting, out))
+        for mark in _marks(file):
+            entry.mark.append(_mark_entry(file, mark, lambda one: handle_once(file, one, out)))
+        out.later(lambda: warn_of_events(file, out))
         return entry
 
     @classmethod
@@ -90,7 +92,21 @@ class Fanotify(FileKind):
 # --- dump
 
 
-def _mark_entry(file: OpenFile, mark: FanotifyMark, options: DumpOptions) -> Any:
+def _marks(file: OpenFile) -> tuple[FanotifyMark, ...]:
+    """Return the marks of a group. Raises Unsupported if one asks for permission."""
+    assert file.info.fanotify, file
+    marks = file.info.fanotify.marks
+    if any(mark.mask & fanotify.PERMISSION for mark in marks):
+        raise Unsupported(
+            f"{file.name}: it gives permissions, and everybody would wait while it stands",
+            hint="remove its marks for permission events first",
+        )
+    return marks
+
+
+def _mark_entry(
+    file: OpenFile, mark: FanotifyMark, handle: Callable[[Watched], pb.fh_entry]
+) -> Any:
     entry = pb.fanotify_mark_entry(
         id=file.id,
         mflags=mark.mflags,
@@ -105,7 +121,7 @@ def _mark_entry(file: OpenFile, mark: FanotifyMark, options: DumpOptions) -> Any
     elif mark.ino is not None and mark.sdev is not None:
         watched = Watched(mark.ino, mark.sdev, mark.handle_type, mark.handle)
         entry.type, entry.ie.i_ino = pb.MARK_INODE, mark.ino
-        entry.ie.f_handle.CopyFrom(dump_handle(file, watched, options))
+        entry.ie.f_handle.CopyFrom(handle(watched))
     else:
         entry.type = pb.MARK_FILESYSTEM
         dev = Watched(0, mark.sdev or 0, 0, b"").dev

@@ -56,15 +56,22 @@ class Watched(NamedTuple):
 # --- dump
 
 
-def queued(fd: int) -> int:
-    """Return how many bytes of events wait to be read."""
-    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), "little")
+def warn_of_events(file: OpenFile, out: Dump) -> None:
+    """Say in the log if events were not read: a restored copy will not have them."""
+    waiting = int.from_bytes(fcntl.ioctl(file.fd, termios.FIONREAD, bytes(4)), "little")
+    if waiting:
+        what = f"{waiting} bytes of events that were not read are not in the image"
+        out.options.log.warning("files", f"{file.name}: {what}")
 
 
-def warn(file: OpenFile, waiting: int, out: Dump) -> None:
-    """Say that a restored copy will not have the events."""
-    what = f"{waiting} bytes of events that were not read are not in the image"
-    out.options.log.warning("files", f"{file.name}: {what}")
+def handle_once(file: OpenFile, watched: Watched, out: Dump) -> pb.fh_entry:
+    """Return the record of what is watched, found ahead of the freeze if it has a handle.
+
+    That leads to it even if its path should be another by then.
+    """
+    if not watched.handle:
+        return dump_handle(file, watched, out.options)
+    return out.memo((file.pid, watched), lambda: dump_handle(file, watched, out.options))
 
 
 def dump_handle(file: OpenFile, watched: Watched, options: DumpOptions) -> pb.fh_entry:

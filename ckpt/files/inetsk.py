@@ -29,6 +29,7 @@ from ckpt.files.sockopts import (
     family,
     restore_options,
     set_option,
+    warn_of_packets,
 )
 from ckpt.files.tcpstream import CLOSE, ESTABLISHED, LISTEN, tcp_info
 from ckpt.image import pb
@@ -154,6 +155,8 @@ class InetSk(FileKind):
                 entry.shutdown = shutdown
             if sock.family == socket.AF_INET6:
                 entry.v6only = bool(sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_V6ONLY))
+            if sock.type != socket.SOCK_STREAM:
+                out.later(lambda: warn_of_packets(file, out))
             if tcpstream.is_connection(sock) and not out.options.tcp_close:
                 tcpstream.dump(file, sock, entry, out)
         return entry

@@ -13,7 +13,14 @@ from collections.abc import Hashable
 from typing import Any
 
 from ckpt.errors import ImageError
-from ckpt.files.fhandle import Watched, dump_handle, open_watched, pending, queued, warn
+from ckpt.files.fhandle import (
+    Watched,
+    dump_handle,
+    handle_once,
+    open_watched,
+    pending,
+    warn_of_events,
+)
 from ckpt.files.kind import Dump, FileKind, OpenFile, Placed, Restore
 from ckpt.image import pb
 from ckpt.kernel import inotify
@@ -43,8 +50,8 @@ class Inotify(FileKind):
 
     @classmethod
     def state(cls, file: OpenFile) -> Hashable | None:
-        """All is in fdinfo, but whether events are waiting."""
-        return bool(queued(file.fd))
+        """All is in fdinfo."""
+        return ()
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:
@@ -52,8 +59,7 @@ class Inotify(FileKind):
         entry = pb.inotify_file_entry(**file.common())
         for watch in file.info.inotify:
             entry.wd.append(_watch_entry(file, watch, out))
-        if waiting := queued(file.fd):
-            out.later(lambda: warn(file, waiting, out))
+        out.later(lambda: warn_of_events(file, out))
         return entry
 
     @classmethod
@@ -90,5 +96,5 @@ def _watch_entry(file: OpenFile, watch: InotifyWatch, out: Dump) -> pb.inotify_w
         ignored_mask=watch.ignored_mask,
         s_dev=watch.sdev,
         wd=watch.wd,
-        f_handle=dump_handle(file, watched_by(watch), out.options),
+        f_handle=handle_once(file, watched_by(watch), out),
     )

@@ -22,6 +22,7 @@ from ckpt.files.sockopts import (
     family,
     restore_options,
     set_option,
+    warn_of_packets,
 )
 from ckpt.image import pb
 from ckpt.kernel import files, sockdiag
@@ -89,6 +90,7 @@ class PacketSk(FileKind):
                 vnet_hdr=diag.vnet_hdr,
                 loss=diag.loss,
             )
+        out.later(lambda: warn_of_packets(file, out))
         if diag.fanout is not None:
             entry.fanout = diag.fanout
         for index, count, kind, address in diag.groups:

@@ -7,16 +7,18 @@ asm-generic/socket.h; socket(7) says what they do.
 """
 
 import errno
+import fcntl
 import socket
 import stat
 import struct
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ckpt.errors import CkptError, KernelError, NotPermitted, Unsupported
 from ckpt.files import moreopts
-from ckpt.files.kind import OpenFile
+from ckpt.files.kind import Dump, OpenFile
 from ckpt.image import pb
 from ckpt.kernel.arch import NR
 from ckpt.kernel.files import SocketOptions
@@ -99,6 +101,17 @@ def failed(error: OSError, doing: str) -> KernelError:
 
 
 # --- dump
+
+
+def warn_of_packets(file: OpenFile, out: Dump) -> None:
+    """Say in the log if packets that may be lost at any time were not read: they are lost."""
+    try:
+        waiting = any(fcntl.ioctl(file.fd, termios.FIONREAD, bytes(4)))
+    except OSError:  # shut down
+        return
+    if waiting:
+        what = "packets that were not read are not in the image"
+        out.options.log.warning("files", f"{file.name}: {what}")
 
 
 def check_options(file: OpenFile) -> None:

@@ -11,6 +11,7 @@ import pytest
 from ckpt.errors import ImageError, KernelError, Unsupported
 from ckpt.files.inetsk import InetSk
 from ckpt.files.tcpstream import CLOSE_WAIT, FIN_WAIT1, FIN_WAIT2, LAST_ACK, tcp_info
+from ckpt.log import Log
 from tests.unit.files.roundtrip import Trip
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -329,3 +330,14 @@ def test_more_options_are_those_that_we_know(sockets: Sockets) -> None:
     trip.entries[file_id].isk.opts.more.add(level=TCP, number=19, value=b"\1\0\0\0")
     with pytest.raises(ImageError, match="socket option 6, 19: none of ours"):
         trip.restore(InetSk, file_id)
+
+
+def test_datagrams_that_are_lost_are_told_of(
+    sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Log, "warning", lambda self, where, text: said.append(text))
+    one, other = (sockets.one(V4, DGRAM, "127.0.0.1", 0) for _ in range(2))
+    one.sendto(b"unread", other.getsockname())
+    sockets.through(one, other)
+    assert len(said) == 1 and "were not read" in said[0]
