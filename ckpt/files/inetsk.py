@@ -103,7 +103,7 @@ class InetSk(FileKind):
             if sock.type == socket.SOCK_RAW:
                 return None
             told = tcp_info(sock) if sock.proto == socket.IPPROTO_TCP else (CLOSE,)
-            if told[0] not in (CLOSE, LISTEN):
+            if told[0] not in (CLOSE, LISTEN) or tcpstream.is_over(sock):
                 return None
             udp = sockdiag.inet_raw(file.fd) if sock.proto != socket.IPPROTO_TCP else b""
             options = _STATE[sock.family].read(file.fd)
@@ -173,6 +173,8 @@ class InetSk(FileKind):
             if sock.type == socket.SOCK_RAW:
                 ends = address(sock, entry, "src"), address(sock, entry, "dst")
                 rawsk.place(sock, entry.ip_opts.raw, *ends)
+            elif entry.proto == socket.IPPROTO_TCP and entry.state == CLOSE and entry.shutdown:
+                _shut(sock, _BOTH)
             elif entry.proto == socket.IPPROTO_TCP and entry.state not in (CLOSE, LISTEN):
                 _connect(sock, entry, make)
             else:
@@ -193,6 +195,8 @@ def _check_tcp(file: OpenFile, sock: socket.socket, options: DumpOptions) -> Non
             f"{file.name}: {waiting} TCP connections wait to be accepted",
             hint="try again once the server has accepted them, or lose them: --skip-in-flight",
         )
+    if tcpstream.is_over(sock):
+        tcpstream.check_over(file, sock)
     if tcpstream.is_connection(sock):
         tcpstream.check(file, state, options)
 
@@ -203,6 +207,8 @@ def _state(sock: socket.socket, out: Dump) -> tuple[int, int, int]:
         return CLOSE, 0, 0
     if sock.proto == socket.IPPROTO_TCP:
         state, _, backlog = tcp_info(sock)
+        if tcpstream.is_over(sock):
+            return CLOSE, 0, _BOTH
         return state, backlog if state == LISTEN else 0, tcpstream.SHUT.get(state, 0)
     if not sock.getsockname()[1]:
         return CLOSE, 0, 0
@@ -229,7 +235,7 @@ def _words(sock: socket.socket, address: str) -> list[int]:
 def _addresses(sock: socket.socket) -> dict[str, Any]:
     """Return both ends; ifname is the device that a link-local address belongs to."""
     nowhere = ("0.0.0.0" if sock.family == socket.AF_INET else "::", 0)
-    source: tuple[Any, ...] = sock.getsockname()
+    source: tuple[Any, ...] = nowhere if tcpstream.is_over(sock) else sock.getsockname()
     target: tuple[Any, ...] = _peer(sock) or nowhere
     fields: dict[str, Any] = {
         "src_addr": _words(sock, source[0]),

@@ -10,6 +10,8 @@ both queues. Facts that bite (TCP_REPAIR in net/ipv4/tcp.c; LWN 495304):
 - An end (FIN) counts as one in the sequence. Ours is said under repair by shutdown(2), unless there
   is something to send before it. The peer's, which it may never say again, we say in its name, as
   we acknowledge ours if it had (tcpsegment); whatever it says to that is as good as the first time.
+- A socket whose connection is over shows its old port, but others may have that. An error that it
+  has not told yet (ECONNRESET) could only be read by taking it away: it is lost.
 - What was sent but not acknowledged is filled in under repair, and sent again in its time; what
   was never sent is simply sent after repair. Nothing may go out before both ends exist, in case
   both are restored: repair ends when every file is in place.
@@ -22,6 +24,7 @@ import _socket
 import errno
 import fcntl
 import os
+import select
 import socket
 import struct
 import time
@@ -79,6 +82,24 @@ def tcp_info(sock: _socket.socket) -> tuple[int, int, int]:
 def is_connection(sock: socket.socket) -> bool:
     """Say whether this is TCP, connected or on the way to or from it."""
     return sock.type == socket.SOCK_STREAM and tcp_info(sock)[0] not in (CLOSE, LISTEN)
+
+
+def is_over(sock: _socket.socket) -> bool:
+    """Say whether this was connected once: reads and writes are at their end."""
+    if sock.type != socket.SOCK_STREAM or tcp_info(sock)[0] != CLOSE:
+        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return any(event & select.POLLRDHUP for _, event in poll.poll(0))
+
+
+def check_over(file: OpenFile, sock: socket.socket) -> None:
+    """Refuse one that is over, but not read to its end: there is no such state to restore."""
+    if _ioctl(sock, _SIOCINQ):
+        raise Unsupported(
+            f"{file.name}: unread data of a TCP connection that is over",
+            hint="try again when it has been read",
+        )
 
 
 def check(file: OpenFile, state: int, options: DumpOptions) -> None:

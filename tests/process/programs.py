@@ -180,6 +180,11 @@ PROGRAMS = (
     program(
         "tcp_half_closed", options=("--tcp-established",), criu_options=("--network-lock", "skip")
     ),
+    program(
+        "tcp_reset",
+        options=("--tcp-established",),
+        criu_options=("--network-lock", "skip"),
+    ),
     program("tcp_close", options=("--tcp-close", "--skip-in-flight")),
     program(
         "tcp_in_flight", source="tcp_close", refused="wait to be accepted", criu="refuses it, too"

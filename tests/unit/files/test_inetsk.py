@@ -341,3 +341,21 @@ def test_datagrams_that_are_lost_are_told_of(
     one.sendto(b"unread", other.getsockname())
     sockets.through(one, other)
     assert len(said) == 1 and "were not read" in said[0]
+
+
+def test_a_connection_that_is_over(sockets: Sockets, tmp_path: Path) -> None:
+    listener, client, server = connection(sockets)
+    server.send(b"unread")
+    server.setsockopt(SOL, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    server.close()
+    with pytest.raises(Unsupported, match="unread data of a TCP connection that is over"):
+        sockets.through(listener, client)
+    assert client.recv(9) == b"unread"
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    sockets.place = tmp_path / "second"
+    sockets.place.mkdir()
+    listener, client = sockets.through(listener, client)
+    assert client.recv(1) == b""
+    with pytest.raises(BrokenPipeError):
+        client.send(b"x")
