@@ -90,9 +90,22 @@ HOLDS = {
         "assert call(323, 0) == 3",
         r"fd 3 of pid PID \(anon_inode:\[userfaultfd\]\): not supported", "page faults",
     ),
-    "packet_socket": (
-        "s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); assert s.fileno() == 3",
-        r"fd 3 of pid PID \(socket:\[\d+\]\)", "",
+    "aio": (
+        "assert call(206, 8, ctypes.create_string_buffer(8)) == 0",
+        r"mapping 0x\w+-0x\w+ of pid PID \(/\[aio\] \(deleted\)\): not supported", "AIO context",
+    ),
+    "half_a_mount": (
+        "assert call(430, b'tmpfs', 0) == 3",
+        r"fd 3 of pid PID \(anon_inode:\[fscontext\]\): not supported", "close it",
+    ),
+    "namespace": (
+        "assert os.open('/proc/self/ns/net', os.O_RDONLY) == 3",
+        r"fd 3 of pid PID \(net:\[\d+\]\): not supported", "close it",
+    ),
+    "in_flight": (
+        "import select\na, b = socket.socketpair(); e = select.epoll()\n"
+        "socket.send_fds(a, [b'x'], [e.fileno()]); e.close()",
+        r"a descriptor in flight in a socket of pid PID \(anon_inode:\[eventpoll\]\)", "received",
     ),
     "seccomp": (_FILTER, "pid PID has a seccomp filter: not supported", ""),
     "vfork": (
