@@ -13,7 +13,6 @@ when the target runs again (`late`).
 import errno
 import fcntl
 import os
-import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cmp_to_key, partial
@@ -257,8 +256,10 @@ class OpenFiles:
         """Find the files in flight in sockets, and in sockets in flight; say if there are any."""
         left = list(these)
         while left:
-            file = self._file(left.pop(), procfs.read)
-            if file and stat.S_ISSOCK(file.stat.st_mode):
+            one = left.pop()
+            if not one.link.startswith("socket:") or (one.kind and "carried" not in vars(one.kind)):
+                continue
+            if file := self._file(one, procfs.read):
                 left += self._carry(kind_of(file, self._kinds).carried(file, out))
         if self._carried:
             self._note_links()
