@@ -31,7 +31,7 @@ WAYS = (
     Way(Ckpt, Criu),
 )
 PROVING = (Way(Criu, Criu),)
-ON_DISK = ("tree_shared", "tree_shared_sysv", "tree_pidfd")
+ON_DISK = ("tree_shared", "tree_shared_sysv", "tree_pidfd", "tree_locks")
 """Programs whose files are other ones by the time that another copy comes up."""
 CASES = [
     pytest.param(program, way, id=f"{program.name}-{way}")
