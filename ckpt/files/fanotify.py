@@ -3,8 +3,8 @@
 
 What inotify.py says of events and of when to watch is so here, too. Whoever opens a file under a
 mark that asks for permission waits for the answer of a process that is frozen: such a group is
-refused, for the first to wait might be we. CRIU knows no marks on whole file systems: those are of
-a type of ours.
+refused, for the first to wait might be we. CRIU knows no marks on whole file systems, and makes
+them marks on a mount.
 """
 
 import os
@@ -34,7 +34,6 @@ from ckpt.kernel.remote import Batch
 from ckpt.options import DumpOptions
 
 _KEPT = Mark.IGNORED_SURV_MODIFY | Mark.EVICTABLE | Mark.IGNORE
-_ON = {pb.MARK_INODE: Mark(0), pb.MARK_MOUNT: Mark.MOUNT, pb.MARK_FILESYSTEM: Mark.FILESYSTEM}
 
 
 class Fanotify(FileKind):
@@ -123,7 +122,7 @@ def _mark_entry(
         entry.type, entry.ie.i_ino = pb.MARK_INODE, mark.ino
         entry.ie.f_handle.CopyFrom(handle(watched))
     else:
-        entry.type = pb.MARK_FILESYSTEM
+        entry.type, entry.filesystem = pb.MARK_MOUNT, True
         dev = Watched(0, mark.sdev or 0, 0, b"").dev
         _set_mount(entry, file, lambda mount: mount.dev == dev)
     return entry
@@ -177,7 +176,9 @@ def _open(mark: Any, what: str, make: Restore) -> int:
 
 def _calls(mark: Any) -> list[tuple[int, int]]:
     """Return flags and mask of each fanotify_mark(2) that it takes."""
-    flags = Mark.ADD | _ON[mark.type] | Mark(mark.mflags) & Mark.EVICTABLE
+    flags = Mark.ADD | Mark(mark.mflags) & Mark.EVICTABLE
+    if mark.type == pb.MARK_MOUNT:
+        flags |= Mark.FILESYSTEM if mark.filesystem else Mark.MOUNT
     ignore = Mark(mark.mflags) & (Mark.IGNORED_SURV_MODIFY | Mark.IGNORE) or Mark(0)
     if not ignore & Mark.IGNORE:
         ignore |= Mark.IGNORED_MASK

@@ -123,7 +123,6 @@ LSM_APPARMOR: Final = 2
 mark_type: EnumTypeWrapper
 MARK_INODE: Final = 1
 MARK_MOUNT: Final = 2
-MARK_FILESYSTEM: Final = 1000
 
 nd_type: EnumTypeWrapper
 ND_LOOPBACK: Final = 1
@@ -1022,6 +1021,7 @@ class fanotify_mark_entry(Message):
     def ie(self) -> _pb.fanotify_inode_mark_entry: ...
     @builtins.property
     def me(self) -> _pb.fanotify_mount_mark_entry: ...
+    filesystem: builtins.bool
     def __init__(
         self,
         *,
@@ -1033,6 +1033,7 @@ class fanotify_mark_entry(Message):
         s_dev: builtins.int | None = ...,
         ie: _pb.fanotify_inode_mark_entry | None = ...,
         me: _pb.fanotify_mount_mark_entry | None = ...,
+        filesystem: builtins.bool | None = ...,
     ) -> None: ...
 
 class fanotify_mount_mark_entry(Message):
