@@ -141,7 +141,8 @@ class Task:
         return self._leader.batch()
 
     def _run(self, batch: Batch) -> None:
-        self._leader.run(batch, self._regs, 0)
+        if batch.calls:
+            self._leader.run(batch, self._regs, 0)
 
     def _many(self, batch: Batch, nr: NR, ranges: Iterable[layout.Range], *more: int) -> Batch:
         """Add a call for each range, by as many batches as it takes; returns the last one."""

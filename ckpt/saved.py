@@ -2,7 +2,7 @@
 """The image of a process tree as a restore needs it: read, checked, its files made."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -105,6 +105,7 @@ def read(image: ImageDir) -> Saved:
     for item in items:
         if item.state is State.ALIVE:
             tasks[item.pid] = _read_task(image, item, of_dumper, tasks)
+    _check_separate(tasks.values())
     return Saved(items, tasks, dead)
 
 
@@ -130,17 +131,23 @@ def _read_task(
         _check_core(core, tid, leader=tid == pid)
     mm = image.read("mm", pid)
     ids = image.read("ids", pid)
-    for other in others.values():
-        if ids.vm_id == other.ids.vm_id or ids.sighand_id == other.ids.sighand_id:
-            raise Unsupported(
-                f"pid {pid} shares memory or signal handlers with pid {other.pid} (CLONE_VM): "
-                "not restored yet"
-            )
     mappings = vmas.checked(mm.vmas or (vma for vma, _ in image.records("vmas", pid)))
     parent = others[item.ppid].ids if item.ppid else None
     own = _own_namespaces(ids, pid, of_dumper, parent)
     fdinfo = [entry for entry, _ in image.records("fdinfo", ids.files_id)]
     return SavedTask(item, cores, mm, mappings, image.read("fs", pid), fdinfo, ids, own)
+
+
+def _check_separate(tasks: Iterable[SavedTask]) -> None:
+    """Refuse processes that share memory, or signal handlers, which takes the same memory."""
+    seen: dict[tuple[str, int], int] = {}
+    for task in tasks:
+        for key in (("vm", task.ids.vm_id), ("sighand", task.ids.sighand_id)):
+            if seen.setdefault(key, task.pid) != task.pid:
+                raise Unsupported(
+                    f"pid {task.pid} shares memory or signal handlers with pid {seen[key]} "
+                    "(CLONE_VM): not restored yet"
+                )
 
 
 def _own_namespaces(

@@ -31,7 +31,7 @@ from ckpt.memory import vdso
 from ckpt.options import RestoreOptions
 from ckpt.pstree import Do, Item, State, Step
 from ckpt.rebuild import Origin, Room, Task, clone_error
-from ckpt.saved import Files, Saved, SavedTask
+from ckpt.saved import Files, Saved
 from ckpt.task import ending
 
 _CLONE_FS, _CLONE_FILES, _CLONE_PARENT = 0x200, 0x400, 0x8000
@@ -54,11 +54,7 @@ class Tree:
         """In the order in which they are made: parents first."""
         self.forking_ns = 0
         self._plan = pstree.plan(saved.items)
-        self._shares = {
-            step.item.pid: _shared(step, saved)
-            for step in self._plan
-            if step.do in (Do.FORK, Do.ORPHAN)
-        }
+        self._shares = _shared(self._plan, saved)
         self._remotes: dict[int, Remote] = {}
         self._origins: dict[int, Origin] = {}
         self._readers: dict[int, PageReader] = {}
@@ -302,26 +298,25 @@ class Tree:
             task.let_go()
 
 
-def _shared(step: Step, saved: Saved) -> int:
-    """Return what a task shares with its maker, as flags of clone(2).
+def _shared(plan: list[Step], saved: Saved) -> dict[int, int]:
+    """Return what each task shares with its maker, as flags of clone(2).
 
     Raises Unsupported if it shares with another one that is there before it.
     """
-    one, maker = saved.tasks.get(step.item.pid), saved.tasks.get(step.by)
-    if one is None:
-        return 0
-    flags = 0
+    flags = {step.item.pid: 0 for step in plan if step.do in (Do.FORK, Do.ORPHAN)}
     for field, flag in (("files_id", _CLONE_FILES), ("fs_id", _CLONE_FS)):
-        same = [task for task in saved.tasks.values() if _alike(task, one, field)]
-        if maker in same and step.do is Do.FORK:
-            flags |= flag
-        elif same[0] is not one:
-            raise Unsupported(
-                f"pid {one.pid} shares {field} with pid {same[0].pid}, which is not its parent: "
-                "not restored yet"
-            )
+        ids = {pid: getattr(task.ids, field) for pid, task in saved.tasks.items()}
+        first: dict[int, int] = {}
+        for do, item, by in plan:
+            if do not in (Do.FORK, Do.ORPHAN) or item.pid not in ids:
+                continue
+            mine = ids[item.pid]
+            if do is Do.FORK and ids.get(by) == mine:
+                flags[item.pid] |= flag
+            elif mine in first:
+                raise Unsupported(
+                    f"pid {item.pid} shares {field} with pid {first[mine]}, which is not its "
+                    "parent: not restored yet"
+                )
+            first.setdefault(mine, item.pid)
     return flags
-
-
-def _alike(one: SavedTask, other: SavedTask, field: str) -> bool:
-    return bool(getattr(one.ids, field) == getattr(other.ids, field))
