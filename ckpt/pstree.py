@@ -9,6 +9,7 @@ a child whose session began with a sibling is forked by that sibling, for their 
 once did. Nothing here knows how any of it is done.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from enum import Enum, auto
 from typing import NamedTuple
@@ -144,8 +145,10 @@ class _Plan:
         # What the root has from us stands for what it had from outside.
         self._groups = {0: root.pgid if root.pgid != root.pid else 0}
         self._fork(root, 0, root.sid if not root.leads_session else 0)
-        for item in items:
+        for item in items * 2:  # who leads a group for others is in his own only then
             self._join_group(item)
+        if lost := [one for one in items if one.pgid not in (0, self._groups[one.pid])]:
+            raise Unsupported(f"pid {lost[0].pid} is in group {lost[0].pgid}: not restored yet")
         # Stand-ins first: who waits for one may be about to end himself.
         forked = [step.item for step in self.steps if step.do in (Do.FORK, Do.ORPHAN)]
         for state in (State.STAND_IN, State.DEAD):
@@ -220,31 +223,55 @@ class _Plan:
             self._known[pgid] = leader
             self.steps.append(Step(Do.FORK, leader, member.pid))
             self._groups[pgid] = self._groups[member.pid]
-        if leader.pgid != leader.pid or leader.sid != member.sid:
+        if leader.sid != member.sid:
             raise ImageError(
                 f"pstree.img: pid {leader.pid} does not lead the group of {member.pid}"
             )
-        self._join_group(leader)
+        if leader.pgid == leader.pid:
+            self._join_group(leader)
+        elif leader.pid not in self._groups.values():  # it has left the group that it began
+            self.steps.append(Step(Do.SETPGID, leader, leader.pid))
+            self._groups[leader.pid] = leader.pid
 
 
 def _births(items: list[Item]) -> dict[int, int]:
     """Return the session that each has to be born in; 0 where any will do.
 
-    A leader was born in a session above it if a child of its is still in that.
+    A leader was born in an older one that a child of its is still in: one that has not begun
+    below it, and has others elsewhere.
     """
-    above: dict[int, frozenset[int]] = {items[0].pid: frozenset()}
-    for item in items:
-        for child in item.children:
-            above[child.pid] = above[item.pid] | {item.sid}
+    by_pid = {item.pid: item for item in items}
+    members = Counter(item.sid for item in items)
     found: dict[int, int] = {}
+    below: dict[int, Counter[int]] = {}
     for item in reversed(items):
+        here = below[item.pid] = Counter({item.sid: 1})
+        for child in item.children:
+            here.update(below.pop(child.pid))
         found[item.pid] = item.sid
         if item.leads_session:
-            older = {found[child.pid] for child in item.children} & above[item.pid] - {0}
-            if len(older) > 1:
-                raise Unsupported(
-                    f"children of pid {item.pid} are in sessions {sorted(older)}, which began "
-                    "before its own: not restored yet"
-                )
-            found[item.pid] = older.pop() if older else 0
+            sessions = {found[child.pid] for child in item.children} - {0}
+            older = [
+                one
+                for one in sessions
+                if here[one] < members[one] and not _is_below(one, item, by_pid)
+            ]
+            found[item.pid] = _older(item, older)
     return found
+
+
+def _is_below(pid: int, item: Item, by_pid: dict[int, Item]) -> bool:
+    """Say whether it is the pid of a descendant."""
+    one = by_pid.get(pid)
+    while one and one is not item:
+        one = by_pid.get(one.ppid)
+    return one is item
+
+
+def _older(item: Item, sessions: list[int]) -> int:
+    if len(sessions) > 1:
+        raise Unsupported(
+            f"children of pid {item.pid} are in sessions {sorted(sessions)}, which began "
+            "before its own: not restored yet"
+        )
+    return sessions[0] if sessions else 0
