@@ -113,6 +113,7 @@ def open_pages(image: ImageDir, shmid: int, fd: int) -> PageReader:
 
 def _fill(fd: int, start: int, source: int, offset: int, length: int) -> None:
     skip = start % os.fstatvfs(fd).f_bsize  # a hugetlb object is mapped in its own pages
+    length = min(length, os.fstat(fd).st_size - start)  # which need not be whole pages
     with mmap.mmap(fd, skip + length, offset=start - skip) as area, memoryview(area) as view:
         done = 0
         while done < length:

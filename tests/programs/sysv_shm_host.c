@@ -7,7 +7,7 @@
 #include <sys/ipc.h>
 #include <sys/shm.h>
 
-enum { SIZE = 16 * PAGE };
+enum { SIZE = 16 * PAGE, SMALL = 56 };
 
 static struct shmid_ds state(int id)
 {
@@ -30,10 +30,12 @@ int main(int argc, char **argv)
 	int private = shmget(IPC_PRIVATE, SIZE, IPC_CREAT | 0640);
 	int keyed = shmget(key, SIZE, IPC_CREAT | IPC_EXCL | 0600);
 	int removed = shmget(IPC_PRIVATE, SIZE, IPC_CREAT | 0600);
-	need(private >= 0 && keyed >= 0 && removed >= 0);
+	int small = shmget(IPC_PRIVATE, SMALL, IPC_CREAT | 0600);
+	need(private >= 0 && keyed >= 0 && removed >= 0 && small >= 0);
 	char *area = attached(private, 0), *readonly = attached(private, SHM_RDONLY);
 	char *other = attached(keyed, 0), *split = attached(removed, 0);
-	need(!shmctl(removed, IPC_RMID, NULL));
+	char *tiny = memset(attached(small, 0), 'x', SMALL);
+	need(!shmctl(removed, IPC_RMID, NULL) && !shmctl(small, IPC_RMID, NULL));
 	fill(area, 8 * PAGE, 1);
 	fill(other, SIZE, 2);
 	fill(split, SIZE, 3);
@@ -51,6 +53,8 @@ int main(int argc, char **argv)
 	check(all_zero(area + 8 * PAGE, 8 * PAGE));
 	check_is(differs(readonly, 8 * PAGE, 1), -1);
 	check_is(differs(other, SIZE, 2), -1);
+	for (int i = 0; i < SMALL; i++)
+		check_is(tiny[i], 'x');
 	check_is(differs(split, 4 * PAGE, 3), -1);
 	check_is(differs(split + 5 * PAGE, PAGE, 4), -1);
 	fill(area + 8 * PAGE, PAGE, 5);
