@@ -228,6 +228,6 @@ TREES = (
     program("tree_locks", options=("--file-locks",)),
     program("tree_pidfd"),
     program("tree_deaths"),
-    program("tree_tty", criu_restore="has children of a session without its terminal"),
+    program("tree_tty", criu_restore="gives the terminal to the leader alone"),
     program("tree_tty_name", "tty", source="tree_tty", criu="finds no peer of /dev/tty"),
 )
