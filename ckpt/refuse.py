@@ -2,6 +2,7 @@
 """Refuse a target that cannot be dumped, by name and reason, while it still runs untouched."""
 
 import os
+import time
 from contextlib import suppress
 
 from ckpt import namespaces
@@ -17,6 +18,7 @@ from ckpt.memory.pagers import await_pagers
 from ckpt.namespaces import ipcshm
 from ckpt.options import DumpOptions
 
+_PAUSE_S = 0.002
 _PF_KTHREAD = 0x0020_0000
 _PIDS = 1 << 22  # the kernel's PID_MAX_LIMIT
 _ELF64 = b"\x7fELF\x02"
@@ -35,10 +37,11 @@ def check_pid(pid: int) -> None:
         raise OptionsError(f"pid {pid} is a thread", hint=f"dump its process, {tgid}")
 
 
-def check(pid: int, root: int, options: DumpOptions) -> None:
+def check(pid: int, root: int, options: DumpOptions, patience: float = 0) -> None:
     """Raise what is wrong with a process of the tree: mostly Unsupported.
 
-    What is wrong with an open file its kind says.
+    What is wrong with an open file its kind says. patience is how many seconds it may take until a
+    vfork(2) is over.
     """
     external.check(options.external)
     status, stat = procfs.status(pid), procfs.stat(pid)
@@ -54,7 +57,8 @@ def check(pid: int, root: int, options: DumpOptions) -> None:
     if pid == root:
         _check_session(pid, stat, options)
     else:
-        _check_with(pid, root)
+        _check_namespaces(pid, root)
+        _check_sharing(pid, time.monotonic() + patience)
 
 
 def check_memory(pid: int, options: DumpOptions) -> None:
@@ -67,20 +71,25 @@ def check_memory(pid: int, options: DumpOptions) -> None:
             ipcshm.check(pid, segments)
 
 
-def _check_with(pid: int, root: int) -> None:
-    """Refuse what a process of the tree has of its own, or shares, that no record can say."""
+def _check_namespaces(pid: int, root: int) -> None:
+    """Refuse a process of the tree in other namespaces than the root's."""
     its, roots = procfs.namespaces(pid), procfs.namespaces(root)
     if own := [kind for kind, ino in its.items() if ino != roots.get(kind)]:
         raise Unsupported(
             f"pid {pid} is in another {own[0]} namespace than pid {root}: not supported yet"
         )
-    parent = procfs.stat(pid).ppid
+
+
+def _check_sharing(pid: int, deadline: float) -> None:
+    """Refuse a child that shares with its parent what no record can say."""
     for kind, word in ((Kcmp.VM, "memory"), (Kcmp.SIGHAND, "signal handlers")):
-        if not kcmp(kind, pid, parent):
-            raise Unsupported(
-                f"pid {pid} shares its {word} with its parent (CLONE_VM, vfork): not supported yet",
-                hint="after a vfork it is over as soon as the child executes: try again",
-            )
+        while not kcmp(kind, pid, procfs.stat(pid).ppid):
+            if time.monotonic() >= deadline:
+                raise Unsupported(
+                    f"pid {pid} shares its {word} with its parent (CLONE_VM): not supported yet",
+                    hint="after a vfork it is over as soon as the child executes: try again",
+                )
+            time.sleep(_PAUSE_S)
 
 
 def _with_all_pages(pid: int, options: DumpOptions) -> list[SmapsEntry]:

@@ -26,6 +26,8 @@ from ckpt.refuse import check, check_memory
 from ckpt.snapshot import Snapshot, TaskSnapshot
 from ckpt.task.restart import Wait
 
+_VFORK_S = 1.0  # how long a vfork(2) may last: until the child executes
+
 
 class Target:
     """A process of the tree. What is begun with it ends with the `with` block of the targets."""
@@ -106,16 +108,16 @@ class Targets:
     def _try(self, pid: int, parent: Target) -> Target | None:
         """Take in a child, unless it has ended."""
         try:
-            return None if procfs.is_ending(pid) else self._take_in(pid, parent)
+            return None if procfs.is_ending(pid) else self._take_in(pid, parent, _VFORK_S)
         except CkptError:
             if not procfs.is_ending(pid):
                 raise
             return None
 
-    def _take_in(self, pid: int, parent: Target | None) -> Target:
+    def _take_in(self, pid: int, parent: Target | None, patience: float = 0) -> Target:
         target = Target(pid, parent)
         try:
-            check(pid, self.root, self._options)
+            check(pid, self.root, self._options, patience)
             target.share(self)
             if target.files == pid:
                 self._opened.add(pid, target.pidfd)
