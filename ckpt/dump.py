@@ -103,6 +103,7 @@ def _dump(snapshot: Snapshot, targets: Targets, options: DumpOptions, hooks: Hoo
     log.stage("prepare")
     with yielding():
         targets.each(lambda target: target.memory.prepare())
+        targets.catch_up()
     log.stage("look ahead")
     with Glance() as glance:
         look_ahead(snapshot, targets, glance)

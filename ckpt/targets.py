@@ -26,6 +26,7 @@ from ckpt.refuse import check, check_memory
 from ckpt.snapshot import Snapshot, TaskSnapshot
 from ckpt.task.restart import Wait
 
+_ROUNDS = 4
 _VFORK_S = 1.0  # how long a vfork(2) may last: until the child executes
 
 
@@ -74,6 +75,7 @@ class Targets:
         self._all: dict[int, Target] = {}
         self._held = ExitStack()
         self._guard: Guard
+        self._tree: Snapshot
         self.zombies: dict[int, procfs.Stat] = {}
 
     def __enter__(self) -> Self:
@@ -91,13 +93,31 @@ class Targets:
 
     def find(self) -> None:
         """Take in the root and its descendants; refuse what cannot be dumped."""
-        new = [self._take_in(self.root, None)]
-        while new:
-            parent = new.pop(0)
-            found = [self._try(pid, parent) for pid in self._children(parent.pid)]
-            new += [target for target in found if target]
+        self._take_in(self.root, None)
+        while self._find_new():
+            pass
         self._opened.check(self._options)  # first: a mapping has no number to be named by
         self.each(lambda target: check_memory(target.pid, self._options))
+
+    def _find_new(self) -> list[Target]:
+        """Take in the children that are not known yet."""
+        found = [
+            self._try(pid, parent)
+            for parent in self
+            for pid in self._children(parent.pid)
+            if pid not in self._all
+        ]
+        return [target for target in found if target]
+
+    def catch_up(self) -> None:
+        """Take in who was born while memory was saved, and save theirs: it is less each time."""
+        for _ in range(_ROUNDS):
+            new = self._find_new()
+            self.each(lambda target: check_memory(target.pid, self._options), new)
+            self.each(self._start, new)
+            self.each(lambda target: target.memory.prepare(), new)
+            if not new:
+                return
 
     def _children(self, pid: int) -> list[int]:
         try:
@@ -129,18 +149,18 @@ class Targets:
 
     def begin(self, tree: Snapshot) -> None:
         """Begin to save their memory."""
-        name, log = self._options.engine, self._options.log
+        self._tree = tree
         self._guard = self._held.enter_context(Guard())
+        self.each(self._start)
 
-        def start(target: Target) -> None:
-            target.begin(tree, self._guard)
-            target.memory = target.held.enter_context(engine(target.snapshot, name, log))
+    def _start(self, target: Target) -> None:
+        name, log = self._options.engine, self._options.log
+        target.begin(self._tree, self._guard)
+        target.memory = target.held.enter_context(engine(target.snapshot, name, log))
 
-        self.each(start)
-
-    def each(self, do: Callable[[Target], None]) -> None:
-        """Do it with all; a child that ends meanwhile is left out."""
-        for target in self:
+    def each(self, do: Callable[[Target], None], some: Iterable[Target] | None = None) -> None:
+        """Do it with all, or some; a child that ends meanwhile is left out."""
+        for target in self if some is None else some:
             try:
                 do(target)
             except (NoSuchTask, TargetDied, OSError):
@@ -206,11 +226,10 @@ class Targets:
     def _take_in_late(self, pid: int, parent: Target, glance: Glance) -> None:
         target = self._take_in(pid, parent)
         check_memory(pid, self._options)
-        tree = parent.snapshot.tree
-        target.begin(tree, self._guard)
+        target.begin(self._tree, self._guard)
         target.memory = target.held.enter_context(Stop(target.snapshot))
         target.look_ahead(glance)
-        target.snapshot.links.look_ahead(tree.files)
+        target.snapshot.links.look_ahead(self._tree.files)
 
     def frozen(self, frozen: Frozen) -> list[tuple[Target, FrozenProcess]]:
         """Return all with what they are as stopped processes."""
