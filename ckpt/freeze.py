@@ -17,6 +17,7 @@ from ckpt.errors import NoSuchTask, NotPermitted, TargetDied, Unsupported
 from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import Regs
+from ckpt.kernel.latency import Awake
 from ckpt.kernel.ptrace import EVENT_STOP, Options, Tracee, await_any, hear, reap
 from ckpt.kernel.threads import Order, State, Then, send, take
 from ckpt.task.restart import Resumption, Sleeps, Wait, resumption
@@ -92,6 +93,7 @@ class Frozen:
         self._seized: dict[int, Tracee] = {}
         self._process: dict[int, FrozenProcess] = {}  # by tid
         self._sleeps = Sleeps()
+        self._awake: Awake | None = None
         self._policy: tuple[int, os.sched_param] | None = None
 
     def __enter__(self) -> Self:
@@ -236,12 +238,15 @@ class Frozen:
 
     def _hurry(self) -> None:
         """Come before all ordinary tasks: while we wait for a CPU, the process stands still."""
+        self._awake = Awake()
         self._policy = os.sched_getscheduler(0), os.sched_getparam(0)
         with suppress(OSError):  # without the right to it, we take our turn
             os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
 
     def calm(self) -> None:
         """Take turns again: what comes now takes long, and others need the CPU."""
+        if self._awake:
+            self._awake.close()
         if self._policy:
             with suppress(OSError):
                 os.sched_setscheduler(0, *self._policy)

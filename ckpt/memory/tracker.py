@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from ckpt.errors import CkptError, KernelError
 from ckpt.kernel.ffi import ffi, lib
+from ckpt.kernel.latency import Awake
 from ckpt.kernel.userfaultfd import FaultLog, Kind, Mode, Userfaultfd
 from ckpt.memory.layout import Range, subtract, union
 
@@ -49,9 +50,11 @@ class Tracker:
         self._lock = threading.Lock()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._keep, name="faults", daemon=True)
+        self._awake: Awake | None = None
 
     def start(self) -> None:
         """Begin to answer; what we are told of waits until then."""
+        self._awake = Awake()  # who has faulted waits, too, until a CPU has woken up
         self._thread.start()
 
     def hold_back(self, copying_ns: float) -> None:
@@ -82,6 +85,8 @@ class Tracker:
         if self._thread.ident:
             self._thread.join()
         self._uffd.close()
+        if self._awake:
+            self._awake.close()
         os.close(self._stop)
         self._stop = -1
 
