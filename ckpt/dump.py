@@ -62,7 +62,8 @@ def _attempt(options: DumpOptions, unseen: list[Range], hooks: Hooks) -> DumpRep
         held.enter_context(_telling_death(pid))
         opened = held.enter_context(OpenFiles(options.kinds))
         targets = held.enter_context(Targets(options, opened))
-        targets.find()
+        with yielding():
+            targets.find()
         log.stage("begin")
         image = held.enter_context(ImageDir.create(options.images_dir, options.prev_images_dir))
         hooks.pre_dump(pid)
@@ -99,14 +100,14 @@ def _stack(pid: int) -> int:
 
 def _dump(snapshot: Snapshot, targets: Targets, options: DumpOptions, hooks: Hooks) -> None:
     log = options.log
-    targets.begin(snapshot)
-    log.stage("prepare")
-    with yielding():
-        targets.each(lambda target: target.memory.prepare())
-        targets.catch_up()
-    log.stage("look ahead")
     with Glance() as glance:
-        look_ahead(snapshot, targets, glance)
+        with yielding():
+            targets.begin(snapshot)
+            log.stage("prepare")
+            targets.each(lambda target: target.memory.prepare())
+            targets.catch_up()
+            log.stage("look ahead")
+            look_ahead(snapshot, targets, glance)
         log.stage("approach")
         with hooks.paused([target.pid for target in targets]):
             targets.each(lambda target: target.memory.approach())
