@@ -23,7 +23,7 @@ from ckpt.namespaces import ipcshm
 from ckpt.namespaces.kind import Dump
 from ckpt.options import DumpOptions
 from ckpt.refuse import check_pid
-from ckpt.snapshot import DumpReport, Snapshot, Unseen
+from ckpt.snapshot import Again, DumpReport, Snapshot
 from ckpt.targets import Targets
 from ckpt.task import cgroups, ids
 from ckpt.write import write
@@ -43,7 +43,7 @@ def dump(options: DumpOptions) -> DumpReport:
     for left in reversed(range(_ATTEMPTS)):
         try:
             report = _attempt(options, unseen, hooks)
-        except Unseen as error:
+        except Again as error:
             if not left:
                 raise
             options.log.warning("dump", f"once more: {error}")

@@ -31,7 +31,16 @@ class Pass(NamedTuple):
     took_ns: int
 
 
-class Unseen(CkptError):
+class Again(CkptError):
+    """What was looked at ahead of the freeze is true no more: to be dumped once more.
+
+    ranges is memory that is to be copied in the freeze then.
+    """
+
+    ranges: tuple[Range, ...] = ()
+
+
+class Unseen(Again):
     """Memory that has changed while it was saved, without our being told: the image is not true."""
 
     def __init__(self, pid: int, ranges: list[Range]) -> None:
@@ -39,7 +48,7 @@ class Unseen(CkptError):
             f"memory of pid {pid} has changed unseen at {ranges[0][0]:#x}, each time it was saved",
             hint="--engine stop copies it while the process stands still",
         )
-        self.ranges = ranges
+        self.ranges = tuple(ranges)
 
 
 class DumpReport:

@@ -23,7 +23,7 @@ from ckpt.kernel.kcmp import Kcmp, kcmp
 from ckpt.kernel.pidfd import pidfd_open
 from ckpt.options import DumpOptions
 from ckpt.refuse import check, check_memory
-from ckpt.snapshot import Snapshot, TaskSnapshot
+from ckpt.snapshot import Again, Snapshot, TaskSnapshot
 from ckpt.task.restart import Wait
 
 _ROUNDS = 4
@@ -204,6 +204,13 @@ class Targets:
                 else:
                     self._bury(pid)
             seen = glance.look()
+        for target in [*self][1:]:
+            ppid = procfs.parse_stat(seen.read(target.pid, "stat")).ppid
+            if ppid not in frozen.processes:
+                raise Again(
+                    f"pid {target.pid} has left the tree: its parent has ended, it is pid {ppid}'s",
+                    hint="try again when it has ended, too, or end it",
+                )
         return seen
 
     def _born(self, frozen: Frozen, seen: Seen) -> dict[int, int]:

@@ -6,17 +6,21 @@ taken away by the dumper's own userfaultfd, which nobody else writes down either
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from target import wait_until
 
 from ckpt import dump, live
 from ckpt.errors import CkptError
 from ckpt.image.directory import ImageDir
 from ckpt.image.pages import PAGE, PageReader
+from ckpt.kernel import procfs
 from ckpt.memory.coverage import Coverage
 from ckpt.options import DumpOptions
 
@@ -53,7 +57,7 @@ def write_unseen(engine: live.Live, writer: subprocess.Popen[str], start: int) -
     assert writer.stdout.readline() == "written\n"
 
 
-def options(writer: subprocess.Popen[str], place: Path) -> DumpOptions:
+def options(writer: subprocess.Popen[Any], place: Path) -> DumpOptions:
     return DumpOptions(
         pid=writer.pid, images_dir=place, leave_running=True, engine="live"
     )  # its pipes lead to us, who are outside: they are saved all the same
@@ -96,3 +100,46 @@ def content(images: Path, pid: int, address: int) -> bytes:
             if run.vaddr <= address < run.end:
                 return os.pread(run.fd, PAGE, run.offset + address - run.vaddr)
     raise AssertionError(f"no page at {address:#x}")
+
+
+_TREE = """
+import os, signal
+if not os.fork():
+    if not os.fork():
+        signal.pause()
+    signal.pause()
+signal.pause()
+"""
+
+
+def test_who_leaves_the_tree_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parent ends just before the freeze, so it is somebody else's: dumped without it."""
+    approach = live.Live.approach
+    with subprocess.Popen([sys.executable, "-c", _TREE], start_new_session=True) as root:
+        try:
+            middle = wait_for_child(root.pid)
+            leaf = wait_for_child(middle)
+
+            def orphan(self: live.Live) -> None:
+                approach(self)
+                if self.pid == leaf and not procfs.is_ending(middle):
+                    os.kill(middle, signal.SIGKILL)
+                    wait_until(lambda: procfs.stat(leaf).ppid != middle, "orphan")
+
+            monkeypatch.setattr(live.Live, "approach", orphan)
+            images = tmp_path / "images"
+            dump.dump(
+                DumpOptions(pid=root.pid, images_dir=images, leave_running=True, engine="live")
+            )
+            with ImageDir.open(images) as image:
+                found = [tree.pid for tree, _ in image.records("pstree")]
+            assert found == [root.pid, middle]
+        finally:
+            root.kill()
+            os.kill(leaf, signal.SIGKILL)
+            os.waitpid(leaf, 0)
+
+
+def wait_for_child(pid: int) -> int:
+    wait_until(lambda: len(procfs.children(pid)) == 1, "child")
+    return procfs.children(pid)[0]
