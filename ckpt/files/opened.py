@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cmp_to_key, partial
 from itertools import pairwise
+from struct import Struct
 from typing import Any, NamedTuple, Self
 
 from ckpt.errors import CkptError, KernelError, NoSuchTask, Unsupported
@@ -37,6 +38,7 @@ _UNKNOWN = object()
 _NO_OWNER = bytes(8)
 _OURS = 256  # descriptors that we need for other things, more than enough
 _DIRENT = 32  # bytes of a struct linux_dirent64 with a number for its name
+_DIRENT_HEAD = Struct("<QqHB")  # ino, off, reclen, type; then the name
 
 
 class Place(NamedTuple):
@@ -116,6 +118,7 @@ class OpenFiles:
         self._seen = self._ahead = Seen({})
         self._infos: list[tuple[str, Opened]] = []
         self._gone: list[Opened] = []
+        self._agrees = False
         self._carried: dict[int, Opened] = {}  # by our copies of their descriptors
 
     def __enter__(self) -> Self:
@@ -310,6 +313,7 @@ class OpenFiles:
             with suppress(CkptError):  # it is closed by now, or to be refused in the freeze
                 self._glimpse(one, glance)
         self._ahead = self._seen = glance.look()
+        self._agrees = all(map(self._agrees_with, self._parts))
         for one in self._all():
             with suppress(CkptError):  # likewise; or it has what passes through it just now
                 self._dump_ahead(one, out)
@@ -324,6 +328,20 @@ class OpenFiles:
         for (pid, number), one in mine:
             glance.call(NR.kcmp, pid, os.getpid(), Kcmp.FILE, number, one.fd)
         self._parts[table.pid] = glance.since(begin)
+
+    def _agrees_with(self, pid: int) -> bool:
+        """Say whether the glance has seen the descriptors that we know of, and no other.
+
+        It came after we looked; and what it sees again in the freeze would be taken for known.
+        """
+        (_, size, *others), answers = self._ahead.answers(self._parts[pid])
+        numbers, at = set(), 0
+        while at < size:
+            length = _DIRENT_HEAD.unpack_from(answers, at)[2]
+            numbers.add(answers[at + _DIRENT_HEAD.size : at + length].split(b"\0")[0])
+            at += length
+        known = {b"%d" % place.number for place in self._by_place if place.pid == pid}
+        return not any(others) and numbers - {b".", b".."} == known
 
     def _glimpse(self, one: Opened, glance: Glance) -> None:
         file = self._file(one, procfs.read)
@@ -398,7 +416,7 @@ class OpenFiles:
 
     def _is_changed(self) -> bool:
         """Say whether descriptors have come or gone, or lead elsewhere; or may have."""
-        if len(self._parts) < len(self._tables):
+        if not self._agrees or len(self._parts) < len(self._tables):
             return True
         now, ahead = self._seen, self._ahead
         return any(now.answers(part) != ahead.answers(part) for part in self._parts.values())

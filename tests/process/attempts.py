@@ -92,12 +92,12 @@ def aftermath(
 ) -> None:
     """Hold a target to what it was before a dump of it was killed; the image is whole, or none."""
     whole = (images / "inventory.img").exists()
-    if whole and target.task.ended():
+    harm = untouched(before, target.pid)
+    if whole and (target.task.ended() or harm == ["it is gone"]):  # or about to be
         seen["dead, with an image"] += 1
         target.ended()
         check_restored(target, images)
         return
-    harm = untouched(before, target.pid)
     if target.task.ended():
         harm.append(f"wait status {target.task.reap():#x}")
     if harm:
