@@ -161,6 +161,8 @@ class Targets:
     def each(self, do: Callable[[Target], None], some: Iterable[Target] | None = None) -> None:
         """Do it with all, or some; a child that ends meanwhile is left out."""
         for target in self if some is None else some:
+            if self._all.get(target.pid) is not target:
+                continue  # left out already
             try:
                 do(target)
             except (NoSuchTask, TargetDied, OSError):
