@@ -40,18 +40,19 @@ def dump(options: DumpOptions) -> DumpReport:
     begun = time.monotonic_ns()
     unseen: list[Range] = []
     hooks = Hooks(options)
-    for left in reversed(range(_ATTEMPTS)):
+    left = _ATTEMPTS
+    while True:
         try:
             report = _attempt(options, unseen, hooks)
+            break
         except Again as error:
+            left -= 1
             if not left:
                 raise
             options.log.warning("dump", f"once more: {error}")
             unseen += error.ranges
-        else:
-            report.total_ns = time.monotonic_ns() - begun
-            return report
-    raise AssertionError
+    report.total_ns = time.monotonic_ns() - begun
+    return report
 
 
 def _attempt(options: DumpOptions, unseen: list[Range], hooks: Hooks) -> DumpReport:
@@ -101,8 +102,8 @@ def _stack(pid: int) -> int:
 def _dump(snapshot: Snapshot, targets: Targets, options: DumpOptions, hooks: Hooks) -> None:
     log = options.log
     with Glance() as glance:
+        targets.begin(snapshot)  # the guard, and who answers faults, are not to come last
         with yielding():
-            targets.begin(snapshot)
             log.stage("prepare")
             targets.each(lambda target: target.memory.prepare())
             targets.catch_up()
@@ -167,6 +168,7 @@ def take_tasks(snapshot: Snapshot, targets: Targets, frozen: Frozen, seen: Seen)
     everybody = targets.frozen(frozen)
     with ExitStack() as asked:
         for target, process in everybody:
+            asked.enter_context(targets.changing(target))
             asked.enter_context(target.questions.asked(process, seen))
         snapshot.opened.take(snapshot.files, seen)
         for target, _ in everybody:
@@ -182,7 +184,8 @@ def take_memory(targets: Targets, frozen: Frozen, seen: Seen) -> None:
     if any(target.memory.takes_long for target in targets):
         frozen.calm()
     for target, process in targets.frozen(frozen):
-        target.memory.freeze(process, seen)
+        with targets.changing(target):
+            target.memory.freeze(process, seen)
 
 
 def take_namespaces(snapshot: Snapshot, targets: Targets) -> None:

@@ -8,7 +8,7 @@ record of its own.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
 from ckpt.engine import Engine, Stop, engine
@@ -38,7 +38,7 @@ class Target:
     snapshot: TaskSnapshot
 
     def __init__(self, pid: int, parent: "Target | None") -> None:
-        self.pid, self.parent = pid, parent
+        self.pid = pid
         self.generation: int = parent.generation + 1 if parent else 0
         self.held = ExitStack()
         self.pidfd = pidfd_open(pid)
@@ -164,11 +164,22 @@ class Targets:
             if self._all.get(target.pid) is not target:
                 continue  # left out already
             try:
-                do(target)
-            except (NoSuchTask, TargetDied, OSError):
+                with self.changing(target):
+                    do(target)
+            except (NoSuchTask, Again, OSError):
                 if target.pid == self.root or not procfs.is_ending(target.pid):
                     raise
                 self._leave_out(target.pid)
+
+    @contextmanager
+    def changing(self, target: Target) -> Iterator[None]:
+        """Have the dump begin anew if a child has ended, or executed another program, meanwhile."""
+        try:
+            yield
+        except TargetDied as error:
+            if target.pid == self.root:
+                raise
+            raise Again(str(error)) from error
 
     def _leave_out(self, pid: int) -> None:
         target = self._all.pop(pid)
@@ -198,39 +209,39 @@ class Targets:
         """Leave out who has ended, take in who was born since; returns what is seen of all."""
         for pid in [target.pid for target in self if target.pid not in frozen.processes]:
             self._leave_out(pid)
-        while born := self._born(frozen, seen):
+        parents = _parents(frozen, seen)
+        while born := parents.keys() - frozen.processes.keys() - self.zombies.keys():
             frozen.add(born)
-            for pid, parent in born.items():
+            for pid in sorted(born):
                 if pid in frozen.processes:
-                    self._take_in_late(pid, self._all[parent], glance)
+                    self._take_in_late(pid, self._all[parents[pid]], glance)
                 else:
                     self._bury(pid)
             seen = glance.look()
-        for target in [*self][1:]:
-            ppid = procfs.parse_stat(seen.read(target.pid, "stat")).ppid
-            if ppid not in frozen.processes:
-                raise Again(
-                    f"pid {target.pid} has left the tree: its parent has ended, it is pid {ppid}'s",
-                    hint="try again when it has ended, too, or end it",
-                )
+            parents = _parents(frozen, seen)
+        self._check_settled(parents)
         return seen
 
-    def _born(self, frozen: Frozen, seen: Seen) -> dict[int, int]:
-        """Return the children that are not known, and their parents."""
-        found = {}
-        for pid, process in frozen.processes.items():
-            for one in process.threads:
-                for child in seen.read(pid, f"task/{one.tid}/children").split():
-                    if int(child) not in frozen.processes and int(child) not in self.zombies:
-                        found[int(child)] = pid
-        return found
+    def _check_settled(self, parents: dict[int, int]) -> None:
+        """See that all are still in the tree, and share what they did; raises Again."""
+        for target in self:
+            pid = target.pid
+            if pid != self.root and pid not in parents:
+                raise Again(
+                    f"pid {pid} has left the tree: its parent has ended",
+                    hint="try again when it has ended, too, or end it",
+                )
+            for kind, owner in ((Kcmp.FILES, target.files), (Kcmp.FS, target.fs)):
+                if owner != pid and kcmp(kind, owner, pid):
+                    raise Again(f"pid {pid} has taken leave of what it shared with pid {owner}")
 
     def _bury(self, pid: int) -> None:
         """Take note of a child that has ended, but not of one that is gone altogether."""
-        stat = procfs.stat(pid)
-        if stat.state not in "ZX":
-            raise CkptError(f"pid {pid}: it could not be stopped")
-        self.zombies[pid] = stat
+        with suppress(NoSuchTask):
+            stat = procfs.stat(pid)
+            if stat.state not in "ZX":  # but it could not be stopped
+                raise Again(f"pid {pid} is just ending")
+            self.zombies[pid] = stat
 
     def _take_in_late(self, pid: int, parent: Target, glance: Glance) -> None:
         target = self._take_in(pid, parent)
@@ -243,3 +254,13 @@ class Targets:
     def frozen(self, frozen: Frozen) -> list[tuple[Target, FrozenProcess]]:
         """Return all with what they are as stopped processes."""
         return [(target, frozen.processes[target.pid]) for target in self]
+
+
+def _parents(frozen: Frozen, seen: Seen) -> dict[int, int]:
+    """Return the children of all processes that are stopped, and whose each is."""
+    return {
+        int(child): pid
+        for pid, process in frozen.processes.items()
+        for one in process.threads
+        for child in seen.read(pid, f"task/{one.tid}/children").split()
+    }

@@ -140,6 +140,44 @@ def test_who_leaves_the_tree_is_left_out(tmp_path: Path, monkeypatch: pytest.Mon
             os.waitpid(leaf, 0)
 
 
+_CHILD = """
+import os, signal
+if not os.fork():
+    signal.signal(signal.SIGUSR1, lambda *_: os.execv("/bin/sleep", ["sleep", "1000"]))
+    while True:
+        signal.pause()
+signal.pause()
+"""
+
+
+def test_a_child_that_executes_another_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does just before the freeze: what was saved of it is of no use; it is dumped anew."""
+    approach = live.Live.approach
+    with subprocess.Popen([sys.executable, "-c", _CHILD], start_new_session=True) as root:
+        child = wait_for_child(root.pid)
+        try:
+            wait_until(lambda: procfs.status(child).sig_cgt >> 9 & 1 == 1, "handler")
+
+            def another(self: live.Live) -> None:
+                approach(self)
+                if self.pid == child and procfs.stat(child).comm != "sleep":
+                    os.kill(child, signal.SIGUSR1)
+                    wait_until(lambda: procfs.stat(child).comm == "sleep", "another program")
+
+            monkeypatch.setattr(live.Live, "approach", another)
+            images = tmp_path / "images"
+            dump.dump(options(root, images))
+            with ImageDir.open(images) as image:
+                assert image.read("core", child).tc.comm == "sleep"
+        finally:
+            root.kill()
+            root.wait()
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
 def wait_for_child(pid: int) -> int:
     wait_until(lambda: len(procfs.children(pid)) == 1, "child")
     return procfs.children(pid)[0]
