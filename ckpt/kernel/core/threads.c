@@ -41,12 +41,12 @@ static size_t take_all(struct core_told *told, size_t n)
 	return count;
 }
 
-static int is_awaited(const struct core_told *told, size_t n, pid_t pid)
+static struct core_told *awaited(struct core_told *told, size_t n, pid_t pid)
 {
 	for (size_t i = 0; i < n; i++)
 		if (told[i].tid == pid && !told[i].told)
-			return 1;
-	return 0;
+			return &told[i];
+	return NULL;
 }
 
 int64_t core_hear(struct core_told *told, size_t n)
@@ -54,14 +54,17 @@ int64_t core_hear(struct core_told *told, size_t n)
 	size_t count = take_all(told, n);
 
 	while (count < n) {
+		struct core_told *one;
 		siginfo_t info = { 0 };
 
 		/* Of all: the end of a first thread is told when those of the others were taken. */
 		if (waitid(P_ALL, 0, &info, WEXITED | WSTOPPED | WNOWAIT | __WALL) < 0)
 			break;
-		if (!is_awaited(told, n, info.si_pid))
+		one = awaited(told, n, info.si_pid);
+		if (!one)
 			break;
-		count = take_all(told, n);
+		take(one);
+		count += one->told != 0;
 	}
 	return count;
 }
