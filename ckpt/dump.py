@@ -48,7 +48,7 @@ def dump(options: DumpOptions) -> DumpReport:
         except Again as error:
             left -= 1
             if not left:
-                raise
+                raise error.__cause__ or error from None
             options.log.warning("dump", f"once more: {error}")
             unseen += error.ranges
     report.total_ns = time.monotonic_ns() - begun
@@ -60,9 +60,11 @@ def _attempt(options: DumpOptions, unseen: list[Range], hooks: Hooks) -> DumpRep
     log.stage("check")
     check_pid(pid)
     with ExitStack() as held:
-        held.enter_context(_telling_death(pid))
-        opened = held.enter_context(OpenFiles(options.kinds))
-        targets = held.enter_context(Targets(options, opened))
+        opened = OpenFiles(options.kinds)
+        targets = Targets(options, opened)
+        held.enter_context(_telling_change(targets))
+        held.enter_context(opened)
+        held.enter_context(targets)
         with yielding():
             targets.find()
         log.stage("begin")
@@ -78,17 +80,31 @@ def _attempt(options: DumpOptions, unseen: list[Range], hooks: Hooks) -> DumpRep
 
 
 @contextmanager
-def _telling_death(pid: int) -> Iterator[None]:
-    """Say of whatever fails when the process, or its program, has ended that it was that."""
+def _telling_change(targets: Targets) -> Iterator[None]:
+    """Say of whatever fails when the root, or its program, has ended that it was that.
+
+    It is no failure if it was a descendant: then the dump has to begin anew.
+    """
+    pid = targets.root
     stack = _stack(pid)
     try:
         yield
-    except OSError as error:
-        if procfs.is_ending(pid):
-            raise TargetDied(f"pid {pid} ended while it was dumped ({error})") from error
-        if _stack(pid) != stack:
-            raise TargetDied(f"pid {pid} executed another program meanwhile ({error})") from error
+    except Again:
         raise
+    except (CkptError, OSError) as error:
+        why = _end(pid, stack)
+        if not why and (isinstance(error, TargetDied) or targets.ended()):
+            raise Again(str(error)) from error
+        if why and isinstance(error, OSError):
+            raise TargetDied(f"pid {pid} {why} ({error})") from error
+        raise
+
+
+def _end(pid: int, stack: int) -> str:
+    """Say in which way a process is not what it was, if it is not."""
+    if procfs.is_ending(pid):
+        return "ended while it was dumped"
+    return "" if _stack(pid) == stack else "executed another program meanwhile"
 
 
 def _stack(pid: int) -> int:
@@ -159,6 +175,7 @@ def _freeze(
 def look_ahead(snapshot: Snapshot, targets: Targets, glance: Glance) -> None:
     """Take what will most likely be the same in the freeze, and open what will be read there."""
     targets.each(lambda target: target.look_ahead(glance))
+    targets.together(snapshot.opened.look)
     snapshot.opened.look_ahead(snapshot.files, glance)
     targets.each(lambda target: target.snapshot.links.look_ahead(snapshot.files))
 
@@ -168,7 +185,6 @@ def take_tasks(snapshot: Snapshot, targets: Targets, frozen: Frozen, seen: Seen)
     everybody = targets.frozen(frozen)
     with ExitStack() as asked:
         for target, process in everybody:
-            asked.enter_context(targets.changing(target))
             asked.enter_context(target.questions.asked(process, seen))
         snapshot.opened.take(snapshot.files, seen)
         for target, _ in everybody:
@@ -184,8 +200,7 @@ def take_memory(targets: Targets, frozen: Frozen, seen: Seen) -> None:
     if any(target.memory.takes_long for target in targets):
         frozen.calm()
     for target, process in targets.frozen(frozen):
-        with targets.changing(target):
-            target.memory.freeze(process, seen)
+        target.memory.freeze(process, seen)
 
 
 def take_namespaces(snapshot: Snapshot, targets: Targets) -> None:

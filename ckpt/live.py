@@ -70,17 +70,22 @@ class Live:
         self._found: list[Region] = []
         self._held = ExitStack()
         self._tracker: Tracker
-        snapshot.waits = fetch_userfaultfd(
-            self.pid, snapshot.pidfd, TRACKING, self._register, snapshot.guard
-        )
+        with ExitStack() as held:
+            held.push(self._held)
+            snapshot.waits = fetch_userfaultfd(
+                self.pid, snapshot.pidfd, TRACKING, self._register, snapshot.guard
+            )
+            held.pop_all()
 
     def _register(self, uffd: Userfaultfd) -> None:
+        self._held.callback(uffd.close)
         mappings = [(one.start, one.end) for one in maps(self.pid) if _trackable(one)]
         self._tracker = Tracker(uffd, mappings)
+        self._held.callback(self._tracker.close)
 
     def __enter__(self) -> "Live":
         with ExitStack() as held:
-            held.callback(self._tracker.close)
+            held.push(self._held)
             self._pagemap = open_proc(self.pid, "pagemap")
             held.callback(os.close, self._pagemap)
             self._mem = open_proc(self.pid, "mem")

@@ -8,7 +8,7 @@ record of its own.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import Self
 
 from ckpt.engine import Engine, Stop, engine
@@ -96,7 +96,8 @@ class Targets:
         self._take_in(self.root, None)
         while self._find_new():
             pass
-        self._opened.check(self._options)  # first: a mapping has no number to be named by
+        # First: a mapping has no number to be named by.
+        self.together(lambda: self._opened.check(self._options))
         self.each(lambda target: check_memory(target.pid, self._options))
 
     def _find_new(self) -> list[Target]:
@@ -164,22 +165,29 @@ class Targets:
             if self._all.get(target.pid) is not target:
                 continue  # left out already
             try:
-                with self.changing(target):
-                    do(target)
-            except (NoSuchTask, Again, OSError):
+                do(target)
+            except (NoSuchTask, TargetDied, OSError):
                 if target.pid == self.root or not procfs.is_ending(target.pid):
                     raise
                 self._leave_out(target.pid)
 
-    @contextmanager
-    def changing(self, target: Target) -> Iterator[None]:
-        """Have the dump begin anew if a child has ended, or executed another program, meanwhile."""
-        try:
-            yield
-        except TargetDied as error:
-            if target.pid == self.root:
-                raise
-            raise Again(str(error)) from error
+    def together(self, do: Callable[[], object]) -> None:
+        """Do what concerns all at once; and again as long as children end meanwhile."""
+        while True:
+            try:
+                do()
+                return
+            except (NoSuchTask, OSError):
+                ended = self.ended()
+                if not ended:
+                    raise
+                for pid in ended:
+                    self._leave_out(pid)
+
+    def ended(self) -> list[int]:
+        """Return the descendants that have ended since they were taken in, if the root has not."""
+        ended = [one.pid for one in self if procfs.is_ending(one.pid)]
+        return [] if self.root in ended else ended
 
     def _leave_out(self, pid: int) -> None:
         target = self._all.pop(pid)

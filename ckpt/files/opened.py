@@ -114,7 +114,7 @@ class OpenFiles:
         self._parts: dict[int, Part] = {}
         self._by_place: dict[Place, Opened] = {}
         self._sorted: list[Opened] | None = None
-        self._links: frozenset[str] = frozenset()
+        self._links: frozenset[str] | None = None
         self._seen = self._ahead = Seen({})
         self._infos: list[tuple[str, Opened]] = []
         self._gone: list[Opened] = []
@@ -160,8 +160,6 @@ class OpenFiles:
     def look(self) -> bool:
         """Fetch what is new and let go of what is closed; say whether anything was."""
         changed = [self._look(table) for table in self._tables.values()]
-        if any(changed):
-            self._note_links()
         return any(changed)
 
     def _look(self, table: _Table) -> bool:
@@ -178,13 +176,16 @@ class OpenFiles:
         self._fetch(table, [number for number in numbers if number not in kept])
         return True
 
-    def _note_links(self) -> None:
-        everything = (*self._by_place.values(), *self._carried.values())
-        self._links = frozenset(one.link for one in everything)
+    def _all_links(self) -> frozenset[str]:
+        """Return where all of them lead, in flight or not."""
+        if self._links is None:
+            everything = (*self._by_place.values(), *self._carried.values())
+            self._links = frozenset(one.link for one in everything)
+        return self._links
 
     def _forget(self, place: Place) -> None:
         one = self._by_place.pop(place)
-        self._sorted = None
+        self._sorted = self._links = None
         one.places.remove(place)
         if not one.places:
             os.close(one.fd)
@@ -201,7 +202,7 @@ class OpenFiles:
                 new = [Place(table.pid, descriptor.number) for descriptor in group]
                 one.places = sorted([*one.places, *new])
                 self._by_place.update(dict.fromkeys(new, one))
-                self._sorted = None
+                self._sorted = self._links = None
 
     def _copy(self, table: _Table, new: Descriptor) -> Opened | None:
         """Take a copy of a descriptor; None if it is closed by now."""
@@ -251,7 +252,7 @@ class OpenFiles:
             link = os.readlink(f"/proc/self/fd/{one.fd}")
         st = os.fstat(one.fd)
         pids = tuple(self._tables)
-        return OpenFile(one.fd, *place, one.file_id, st, link, info, self._links, pids)
+        return OpenFile(one.fd, *place, one.file_id, st, link, info, self._all_links(), pids)
 
     # --- in flight
 
@@ -264,14 +265,13 @@ class OpenFiles:
                 continue
             if file := self._file(one, procfs.read):
                 left += self._carry(kind_of(file, self._kinds).carried(file, out))
-        if self._carried:
-            self._note_links()
         return bool(self._carried)
 
     def _carry(self, fds: Iterable[int]) -> list[Opened]:
         """Take note of files in flight; returns those that are not open elsewhere."""
         copies = {fd: Opened(fd, os.readlink(f"/proc/self/fd/{fd}")) for fd in fds}
         self._carried.update(copies)
+        self._links = None
         new = []
         for fd, one in copies.items():
             if same := self._same(one):
@@ -295,15 +295,13 @@ class OpenFiles:
     def _drop_carried(self) -> None:
         for fd in self._carried:
             os.close(fd)
-        if self._carried:
-            self._carried.clear()
-            self._note_links()
+        self._carried.clear()
+        self._links = None
 
     # --- ahead of the freeze
 
     def look_ahead(self, out: Dump, glance: Glance) -> None:
-        """Dump all that need not wait for the freeze; glance is what will be seen in it."""
-        self.look()
+        """Dump what we know of and need not wait for; glance is what will be seen in the freeze."""
         if 2 * len(self._by_place) + _OURS < self._most:
             glance.add(*(f"/proc/{place.pid}/{place.info}" for place in self._by_place))
         for table in self._tables.values():

@@ -39,6 +39,7 @@ def test_a_descriptor_closed_before_the_glance(
     monkeypatch.setattr(Glance, "look", after_it_was_closed)
     with image, OpenFiles() as opened, Glance() as glance:
         opened.add(pid, pidfd)
+        opened.look()
         opened.look_ahead(out, glance)
         assert opened._agrees is not closed
         opened.take(out, glance.look())

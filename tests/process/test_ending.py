@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A child that ends at any moment of a dump is left out, or is in it as one that has ended.
+
+The moments are counted in calls of functions of ours, so that those are tried that take no time.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import pytest
+from target import wait_until
+
+import ckpt
+from ckpt import dump
+from ckpt.image.directory import ImageDir
+from ckpt.kernel import procfs
+from ckpt.options import DumpOptions
+
+pytestmark = pytest.mark.process
+
+_TREE = """
+import os, signal, socket
+pairs = [socket.socketpair(), os.pipe()]
+if not os.fork():
+    if not os.fork():
+        while True:
+            signal.pause()
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            signal.pause()
+print(flush=True)
+while True:
+    try:
+        os.wait()
+    except ChildProcessError:
+        signal.pause()
+"""
+_OURS = os.path.dirname(ckpt.__file__)
+MOMENTS = 12
+
+
+class Tree:
+    """Three generations, each of one process that waits for the one below."""
+
+    def __init__(self) -> None:
+        argv = [sys.executable, "-c", _TREE]
+        self.root = subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True)
+        assert self.root.stdout and self.root.stdout.readline()
+        self.middle = _child(self.root.pid)
+        self.leaf = _child(self.middle)
+
+    def __enter__(self) -> "Tree":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert not procfs.is_ending(self.root.pid)
+        for pid in (self.root.pid, self.middle, self.leaf):
+            if not procfs.is_ending(pid):
+                os.kill(pid, signal.SIGKILL)
+        self.root.communicate()
+
+    def end(self, pid: int) -> None:
+        """Kill one, and see it end: its parent, which waits for it, may be stopped."""
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: _state(pid) in "ZX", "end")
+
+
+def _child(pid: int) -> int:
+    wait_until(lambda: bool(procfs.children(pid)), "child")
+    return procfs.children(pid)[0]
+
+
+def _state(pid: int) -> str:
+    try:
+        return procfs.stat(pid).state
+    except ProcessLookupError:
+        return "X"
+
+
+@contextmanager
+def at_call(number: int, do: Callable[[], None]) -> Iterator[list[int]]:
+    """Do it when so many calls of our functions were made; gives how many there are."""
+    calls, pid = [0], os.getpid()
+
+    def called(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(_OURS) and os.getpid() == pid:
+            calls[0] += 1
+            if calls[0] == number:
+                do()
+
+    sys.setprofile(called)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
+
+
+def options(tree: Tree, images: Path, engine: str) -> DumpOptions:
+    return DumpOptions(pid=tree.root.pid, images_dir=images, leave_running=True, engine=engine)
+
+
+@pytest.fixture(scope="module", params=["live", "fork", "stop"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An engine; what is found out but once has been."""
+    with Tree() as tree:
+        dump.dump(options(tree, tmp_path_factory.mktemp("first"), request.param))
+    return str(request.param)
+
+
+@pytest.mark.parametrize("who", ["middle", "leaf"])
+def test_a_child_ends(engine: str, who: str, place: Path) -> None:
+    with Tree() as tree, at_call(0, lambda: None) as calls:
+        dump.dump(options(tree, place / "all", engine))
+    seed = int(os.environ.get("CKPT_SEED", random.randrange(1 << 32)))
+    for moment in random.Random(seed).sample(range(calls[0]), MOMENTS):
+        images = place / str(moment)
+        with Tree() as tree:
+            pid = getattr(tree, who)
+            with at_call(moment, lambda: tree.end(pid)):  # noqa: B023 - at once
+                dump.dump(options(tree, images, engine))
+            with ImageDir.open(images) as image:
+                found = [record.pid for record, _ in image.records("pstree")]
+            everybody = [tree.root.pid, tree.middle, tree.leaf]
+            assert found == everybody[: len(found)], (seed, moment)
