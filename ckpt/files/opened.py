@@ -115,8 +115,9 @@ class OpenFiles:
         self._by_place: dict[Place, Opened] = {}
         self._sorted: list[Opened] | None = None
         self._links: frozenset[str] | None = None
-        self._seen = self._ahead = Seen({})
+        self._seen = self._ahead = Seen()
         self._infos: list[tuple[str, Opened]] = []
+        self._everything = NOTHING
         self._gone: list[Opened] = []
         self._agrees = False
         self._carried: dict[int, Opened] = {}  # by our copies of their descriptors
@@ -302,6 +303,7 @@ class OpenFiles:
 
     def look_ahead(self, out: Dump, glance: Glance) -> None:
         """Dump what we know of and need not wait for; glance is what will be seen in the freeze."""
+        begin = glance.mark()
         if 2 * len(self._by_place) + _OURS < self._most:
             glance.add(*(f"/proc/{place.pid}/{place.info}" for place in self._by_place))
         for table in self._tables.values():
@@ -310,6 +312,7 @@ class OpenFiles:
             one.file_id = out.next_id()
             with suppress(CkptError):  # it is closed by now, or to be refused in the freeze
                 self._glimpse(one, glance)
+        self._everything = glance.since(begin)
         self._ahead = self._seen = glance.look()
         self._agrees = all(map(self._agrees_with, self._parts))
         for one in self._all():
@@ -406,10 +409,10 @@ class OpenFiles:
         _drop(stale + [one for one in self._gone if one.held], everything)
         if self._look_inside([one for one in everything if not one.held], out):
             _drop([one for one in everything if one.held and one.looks_around], everything)
+        kept = [one.held for one in everything if one.held]
+        out.later(lambda: _keep(kept))
         for one in (*everything, *self._in_flight()):
-            if one.held:
-                out.later(one.held.keep)
-            else:
+            if not one.held:
                 self._dump_now(one, out)
 
     def _is_changed(self) -> bool:
@@ -417,15 +420,17 @@ class OpenFiles:
         if not self._agrees or len(self._parts) < len(self._tables):
             return True
         now, ahead = self._seen, self._ahead
-        return any(now.answers(part) != ahead.answers(part) for part in self._parts.values())
+        return not all(now.same_answers(ahead, part) for part in self._parts.values())
 
     def _suspects(self, changed: bool) -> list[Opened]:
         """Return those dumped ahead of which a glance does not show that they are the same."""
+        now, ahead = self._seen, self._ahead
         held = [one for one in self._all() if one.held]
-        if changed or not self._seen.same_answers(self._ahead):
+        if changed or not now.same_answers(ahead, self._everything):
             return held
-        now, ahead = self._seen.files, self._ahead.files
-        different = {one for path, one in self._infos if now.get(path) != ahead[path]}
+        different: set[Opened] = set()
+        if not now.same_files(ahead, self._everything):
+            different = {one for path, one in self._infos if not now.same_file(ahead, path)}
         return [one for one in held if one in different or not one.told]
 
     def _is_same(self, one: Opened, changed: bool) -> bool:
@@ -433,7 +438,7 @@ class OpenFiles:
         assert one.kind
         if changed and one.looks_around:
             return False
-        glimpse = self._seen.answers(one.glimpse) == self._ahead.answers(one.glimpse)
+        glimpse = self._seen.same_answers(self._ahead, one.glimpse)
         if (changed or not one.told or not glimpse) and self._see(one) != one.seen:
             return False
         return all(self._is_same_info(place, one.kind.late) for place in one.places)
@@ -493,6 +498,11 @@ def _check_carried(one: Opened, pid: int) -> None:
     file = OpenFile(one.fd, pid, -1, 0, st, one.link, info)
     if info.locks or "connect" in vars(kind_of(file)):
         raise Unsupported(f"{file.name}: not supported", hint="wait until it has been received")
+
+
+def _keep(kept: list[Held]) -> None:
+    for held in kept:
+        held.keep()
 
 
 def _drop(stale: list[Opened], everything: list[Opened]) -> None:

@@ -5,13 +5,16 @@ That is files of /proc, opened beforehand, as to open them by their paths takes 
 calls about descriptors of ours, whose answers tell whether something is as it was.
 """
 
+import errno
 import os
 from contextlib import suppress
+from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple, Self
 
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import NR
-from ckpt.kernel.ffi import allocate, check, ffi, lib
+from ckpt.kernel.ffi import check, ffi, lib
 
 _ROOM = 64 << 10
 _WHOLE = -1
@@ -25,10 +28,11 @@ class Out(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Some calls of a glance, one after the other, and the room for their answers."""
+    """Some calls of a glance, one after the other, the room for their answers, and some files."""
 
     calls: slice
     room: slice
+    files: slice = slice(0, 0)
 
 
 NOTHING = Part(slice(0, 0), slice(0, 0))
@@ -78,13 +82,13 @@ class Glance:
 
     def mark(self) -> Part:
         """Return an empty part that begins here."""
-        calls, room = len(self._calls), len(self._answers)
-        return Part(slice(calls, calls), slice(room, room))
+        calls, room, files = len(self._calls), len(self._answers), len(self._fds)
+        return Part(slice(calls, calls), slice(room, room), slice(files, files))
 
     def since(self, begin: Part) -> Part:
         """Return all that was added since a mark."""
-        calls, room = slice(begin.calls.start, len(self._calls)), len(self._answers)
-        return Part(calls, slice(begin.room.start, room))
+        ends = self.mark()
+        return Part(*(slice(a.start, b.stop) for a, b in zip(begin, ends, strict=True)))
 
     def look(self) -> "Seen":
         """Return what all says now; files that are no more are left out.
@@ -106,7 +110,8 @@ class _Ready:
         answers: bytearray,
     ) -> None:
         self.counts = len(fds), len(calls)
-        self._paths, self._fresh, self._size = list(fds), bytes(answers), _ROOM
+        self._places = {path: len(calls) + at for at, path in enumerate(fds)}
+        self._fresh = bytes(answers)
         self._answers = ffi.new("char[]", max(len(answers), 1))
         base = int(ffi.cast("uintptr_t", self._answers))
         looks = [
@@ -116,49 +121,91 @@ class _Ready:
         looks += [(_WHOLE, [fd]) for fd in fds.values()]
         self._looks = ffi.new("struct core_look[]", looks)
         self._rets = ffi.new("int64_t[]", len(looks))
+        self._room, self._size = ffi.new("char[]", _ROOM), _ROOM  # touched by now
 
     def look(self) -> "Seen":
         """Look; where the files do not fit, once more with more room."""
         while True:
             ffi.memmove(self._answers, self._fresh, len(self._fresh))
-            room = allocate("char[]", self._size)
-            count = sum(self.counts)
-            done = lib.core_look(self._looks, count, self._rets, room, self._size)
-            if check(done, "reading of /proc") == count:
+            end = lib.core_look(self._looks, sum(self.counts), self._rets, self._room, self._size)
+            if end != -errno.E2BIG:
                 break
             self._size *= 2
-        rets = ffi.unpack(self._rets, count)
-        files, calls = self._cut(ffi.buffer(room), rets[self.counts[1] :]), rets[: self.counts[1]]
-        return Seen(files, calls, ffi.buffer(self._answers)[: len(self._fresh)])
-
-    def _cut(self, room: "ffi.buffer", lengths: list[int]) -> dict[str, bytes]:
-        found, start = {}, 0
-        for path, length in zip(self._paths, lengths, strict=True):
-            if length >= 0:
-                found[path] = room[start : start + length]
-                start += length
-        return found
+            self._room = ffi.new("char[]", self._size)
+        check(end, "reading of /proc")
+        answers = ffi.buffer(self._answers, len(self._fresh))[:]
+        return Seen(self._places, ffi.buffer(self._rets)[:], answers, ffi.buffer(self._room)[:end])
 
 
 class Seen:
-    """What a glance has seen at one moment: what files said, by path, and the calls' answers."""
+    """What a glance has seen at one moment: what files said, and the calls' answers.
+
+    Kept as it came, to be compared as a whole: in the freeze there is no time to look at each.
+    places says of paths which result is theirs; a result is a call's, or the length of a file.
+    """
 
     def __init__(
-        self, files: dict[str, bytes], rets: list[int] | None = None, answers: bytes = b""
+        self,
+        places: dict[str, int] | None = None,
+        rets: bytes = b"",
+        answers: bytes = b"",
+        content: bytes = b"",
     ) -> None:
-        self.files, self._rets, self._answers = files, rets or [], answers
+        self._places = places or {}
+        self._rets, self._answers, self._content = rets, answers, content
+        self._numbers = memoryview(rets).cast("q")
+        self._calls = len(self._numbers) - len(self._places)
+        self._late: dict[str, bytes] = {}
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Where the content of each file begins, and where it all ends."""
+        lengths = (max(length, 0) for length in self._numbers[self._calls :])
+        return [*accumulate(lengths, initial=0)]
+
+    def _lengths(self, part: Part) -> bytes:
+        return self._rets[
+            8 * (self._calls + part.files.start) : 8 * (self._calls + part.files.stop)
+        ]
+
+    def find(self, path: str) -> bytes | None:
+        """Return a file's content; None if it was not seen."""
+        place = self._places.get(path)
+        if place is None or self._numbers[place] < 0:
+            return self._late.get(path)
+        start, end = self._starts[place - self._calls : place - self._calls + 2]
+        return self._content[start:end]
 
     def read(self, pid: int, name: str) -> bytes:
         """Return /proc/PID/NAME as it was seen; what was not is read now, and kept."""
         path = f"/proc/{pid}/{name}"
-        if path not in self.files:
-            self.files[path] = procfs.read_path(path)
-        return self.files[path]
+        found = self.find(path)
+        if found is None:
+            found = self._late[path] = procfs.read_path(path)
+        return found
 
     def answers(self, part: Part) -> tuple[list[int], bytes]:
         """Return the results of the calls of a part, and what they wrote."""
-        return self._rets[part.calls], self._answers[part.room]
+        return [*self._numbers[part.calls]], self._answers[part.room]
 
-    def same_answers(self, other: "Seen") -> bool:
-        """Say whether all calls have answered the same."""
-        return self._rets == other._rets and self._answers == other._answers
+    def same_answers(self, other: "Seen", part: Part) -> bool:
+        """Say whether the calls of a part have answered the same."""
+        rets = slice(8 * part.calls.start, 8 * part.calls.stop)
+        return (
+            self._rets[rets] == other._rets[rets]
+            and self._answers[part.room] == other._answers[part.room]
+        )
+
+    def same_file(self, other: "Seen", path: str) -> bool:
+        """Say whether a file said the same."""
+        return self.find(path) == other.find(path)
+
+    def same_files(self, other: "Seen", part: Part) -> bool:
+        """Say whether the files of a part said the same; as quick as can be."""
+        first, last = part.files.start, part.files.stop
+        now, before = (seen._lengths(part) for seen in (self, other))
+        if now != before:
+            return False
+        mine, its = (seen._starts[first] for seen in (self, other))
+        length = self._starts[last] - mine
+        return self._content[mine : mine + length] == other._content[its : its + length]

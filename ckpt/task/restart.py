@@ -75,8 +75,8 @@ _FUTEX_CMD_MASK = 0x7F
 _CRITICAL_SECTION = Struct("<IIQQQ")  # struct rseq_cs: version, flags, start, length, abort
 _SPEC = Struct("<qq")
 _BELOW_STACK = 512  # the red zone has 128 bytes
-_SCHED = re.compile(rb"^se\.exec_start\s*:\s*(\d+)\.(\d{6})$.*^nr_voluntary_switches\s*:\s*(\d+)$",
-                    re.MULTILINE | re.DOTALL)  # fmt: skip
+_EXEC_START = re.compile(rb"^se\.exec_start\s*:\s*(\d+)\.(\d{6})$", re.MULTILINE)
+_SWITCHES = b"\nnr_voluntary_switches"
 
 
 class Sleep(NamedTuple):
@@ -121,11 +121,12 @@ class Sleeps:
             try:
                 call = procfs.syscall(tid)
                 if call and _is_relative(call.number, call.args):
-                    since, switches = _scheduled(procfs.read_path(_sched(tid)))
+                    sched = procfs.read_path(_sched(tid))
                     cpu = procfs.stat(tid).processor
                     if cpu not in clocks:
                         clocks[cpu] = _scheduler_offset(cpu)
-                    self._found[tid] = Sleep(call, since + clocks[cpu], switches)
+                    since = _scheduled(sched) + clocks[cpu]
+                    self._found[tid] = Sleep(call, since, _switches(sched))
                     self._glance.add(_sched(tid))
             except CkptError:
                 continue  # it has ended, or the kernel does not tell
@@ -134,11 +135,11 @@ class Sleeps:
         """Return those that have been woken up by a stop alone: by more, and it is another call."""
         if not self._found:
             return {}
-        files = self._glance.look().files
+        seen = self._glance.look()
         return {
             tid: sleep
             for tid, sleep in self._found.items()
-            if _sched(tid) in files and _scheduled(files[_sched(tid)])[1] == sleep.switches + 1
+            if _switches(seen.find(_sched(tid)) or b"") == sleep.switches + 1
         }
 
     def close(self) -> None:
@@ -159,7 +160,7 @@ def _scheduler_offset(cpu: int) -> int:
     os.sched_setaffinity(0, [cpu])
     try:
         os.sched_yield()  # which is when our own exec_start is brought up to date
-        return -_scheduled(procfs.read_path(_sched("thread-self")))[0] + time.monotonic_ns()
+        return -_scheduled(procfs.read_path(_sched("thread-self"))) + time.monotonic_ns()
     except OSError as error:
         raise CkptError(f"no clock of cpu {cpu}: {error}") from error
     finally:
@@ -176,12 +177,18 @@ def _is_relative(number: int, args: tuple[int, ...]) -> bool:
     return number in _TIMESPEC and args[_TIMESPEC[NR(number)]] != 0
 
 
-def _scheduled(sched: bytes) -> tuple[int, int]:
-    """Return when a thread last ran, in the scheduler's ns, and how often it has gone to sleep."""
-    match = _SCHED.search(sched)
+def _scheduled(sched: bytes) -> int:
+    """Return when a thread last ran, in the scheduler's ns."""
+    match = _EXEC_START.search(sched)
     if not match:
         raise CkptError("no exec_start in /proc/PID/sched")
-    return int(match[1]) * 1_000_000 + int(match[2]), int(match[3])
+    return int(match[1]) * 1_000_000 + int(match[2])
+
+
+def _switches(sched: bytes) -> int:
+    """Return how often a thread has gone to sleep; -1 if that is not told."""
+    at = sched.find(_SWITCHES)
+    return int(sched[at:].split(b"\n", 2)[1].split(b":")[1]) if at >= 0 else -1
 
 
 def resumption(

@@ -192,7 +192,7 @@ struct core_look {
 
 /*
  * Make the calls, and read the files one behind the other into buf. rets are the results, and the
- * lengths, or -errno. Returns how many were done: fewer than n if buf was too small.
+ * lengths, or -errno. Returns how much of buf was filled, or -E2BIG.
  */
 int64_t core_look(const struct core_look *looks, size_t n, int64_t *rets, void *buf, size_t size);
 

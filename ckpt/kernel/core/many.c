@@ -38,11 +38,11 @@ int64_t core_look(const struct core_look *looks, size_t n, int64_t *rets, void *
 		}
 		rets[i] = read_whole(a[0], (char *)buf + end, size - end);
 		if (rets[i] == -E2BIG)
-			return i;
+			return -E2BIG;
 		if (rets[i] > 0)
 			end += rets[i];
 	}
-	return n;
+	return end;
 }
 
 int64_t core_pwrite_all(int32_t fd, const struct core_range *ranges, size_t n, const void *buf)
