@@ -117,7 +117,7 @@ def _stack(pid: int) -> int:
 
 def _dump(snapshot: Snapshot, targets: Targets, options: DumpOptions, hooks: Hooks) -> None:
     log = options.log
-    with Glance() as glance:
+    with Glance(aside=True) as glance:
         targets.begin(snapshot)  # the guard, and who answers faults, are not to come last
         with yielding():
             log.stage("prepare")
@@ -137,9 +137,9 @@ def _freeze(
 ) -> None:
     log, pid = options.log, options.pid
     log.stage("freeze")
-    with Frozen(pid, targets.generations(), targets.waits) as frozen:
+    with Frozen(pid, targets.generations(), targets.waits, glance.begin) as frozen:
         with uninterrupted():
-            seen = targets.settle(frozen, glance.look(), glance)
+            seen = targets.settle(frozen, glance.seen(), glance)
             snapshot.files.frozen()
             log.stage("tasks and files")
             take_tasks(snapshot, targets, frozen, seen)
@@ -177,18 +177,20 @@ def look_ahead(snapshot: Snapshot, targets: Targets, glance: Glance) -> None:
     targets.each(lambda target: target.look_ahead(glance))
     targets.together(snapshot.opened.look)
     snapshot.opened.look_ahead(snapshot.files, glance)
-    targets.each(lambda target: target.snapshot.links.look_ahead(snapshot.files))
+    targets.each(lambda target: target.snapshot.links.save(snapshot.files))
 
 
 def take_tasks(snapshot: Snapshot, targets: Targets, frozen: Frozen, seen: Seen) -> None:
-    """Take what tasks are but for memory: all of them answer while we look at open files."""
+    """Take what tasks are: all of them answer while we look at open files, and at memory."""
     everybody = targets.frozen(frozen)
     with ExitStack() as asked:
         for target, process in everybody:
             asked.enter_context(target.questions.asked(process, seen))
         snapshot.opened.take(snapshot.files, seen)
         for target, _ in everybody:
-            target.snapshot.links.take(snapshot.files)
+            target.snapshot.links.take(snapshot.files, seen, snapshot.opened.ahead)
+        for target, process in everybody:
+            target.memory.beside(process, seen)
     for target, process in everybody:
         target.questions.take(process, seen)
         registers = {one.tid: one.resumption.image for one in process.threads}

@@ -41,6 +41,9 @@ class Engine(Protocol):
     def approach(self) -> None:
         """Do what is to be done at last: the freeze comes right after it."""
 
+    def beside(self, frozen: FrozenProcess, seen: Seen) -> None:
+        """Take what can be taken while its threads make calls for us, in memory that is not its."""
+
     def freeze(self, frozen: FrozenProcess, seen: Seen) -> None:
         """Take the rest; the process is stopped, and this is the instant of the image."""
 
@@ -69,6 +72,9 @@ class Stop:
         """Nothing either."""
 
     def approach(self) -> None:
+        """Nothing either."""
+
+    def beside(self, frozen: FrozenProcess, seen: Seen) -> None:
         """Nothing either."""
 
     def freeze(self, frozen: FrozenProcess, seen: Seen) -> None:

@@ -109,6 +109,9 @@ class Fork:
     def approach(self) -> None:
         """Nothing is left to do."""
 
+    def beside(self, frozen: FrozenProcess, seen: Seen) -> None:
+        """Nothing: the child is made by the thread that answers."""
+
     def freeze(self, frozen: FrozenProcess, seen: Seen) -> None:
         """Make the child, and copy what it does not get. The process is stopped."""
         self._mappings.take(seen)

@@ -8,7 +8,7 @@ A thread that stops in a system call is at once given registers with which it go
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -73,9 +73,9 @@ class Frozen:
     pid is the root of a tree; below are its descendants, generation by generation. They are stopped
     in this order: who has called vfork(2) stops when its child executes, so that has to run. Who
     has ended meanwhile is not among the processes. earlier are the waits of a stop before this one.
-    frozen_ns is how long they were
-    stopped, freezing_ns how long it took until the last thread had stopped. Raises NoSuchTask,
-    NotPermitted (traced by somebody else), TargetDied.
+    stopped is called when all have stopped, and again if there were more. frozen_ns is how long
+    they were stopped, freezing_ns how long it took until the last thread had stopped. Raises
+    NoSuchTask, NotPermitted (traced by somebody else), TargetDied.
     """
 
     def __init__(
@@ -83,8 +83,9 @@ class Frozen:
         pid: int,
         below: Iterable[Iterable[int]] = (),
         earlier: dict[int, Wait] | None = None,
+        stopped: Callable[[], None] = lambda: None,
     ) -> None:
-        self.pid = pid
+        self.pid, self._stopped = pid, stopped
         self._generations = [[FrozenProcess(one) for one in pids] for pids in ([pid], *below)]
         self.processes: dict[int, FrozenProcess] = {}
         self._earlier = earlier or {}
@@ -168,9 +169,6 @@ class Frozen:
         """Stop every thread of processes, and those that they still made meanwhile."""
         self.processes.update((process.pid, process) for process in processes)
         while fresh:
-            for tracee in fresh:
-                with suppress(NoSuchTask):
-                    tracee.interrupt()
             self._await_all(fresh)
             fresh = self._seize(processes)
         for process in processes:
@@ -195,13 +193,16 @@ class Frozen:
         the end of all the others (de_thread in fs/exec.c).
         """
         stopped: dict[Tracee, int] = {}
+        interrupt = True
         while fresh:
-            hear(fresh)
+            hear(fresh, interrupt=interrupt)
+            interrupt = False
             signals = {tracee: self._stopped_by(tracee) for tracee in fresh}
             stopped |= {tracee: signo for tracee, signo in signals.items() if signo is not None}
             fresh = [one for one in fresh if one not in stopped and one.tid in self._seized]
             for process in self.processes.values():
                 process.threads = [one for one in process.threads if not self._is_dead(one.tracee)]
+        self._stopped()
         asleep = self._sleeps.still()
         for (tracee, signo), state in zip(stopped.items(), take([*stopped]), strict=True):
             tid = tracee.tid

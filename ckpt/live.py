@@ -67,6 +67,7 @@ class Live:
         self._logs: list[Pages] = []
         self._frozen_copy: list[tuple[list[tuple[int, int]], bytearray]] = []
         self._plan = _Blind([], [])
+        self._taken = False
         self._found: list[Region] = []
         self._held = ExitStack()
         self._tracker: Tracker
@@ -196,8 +197,19 @@ class Live:
 
     # --- in the freeze
 
+    def beside(self, frozen: FrozenProcess, seen: Seen) -> None:
+        """Take all of it, unless its mappings have to be looked at again."""
+        if self._mappings.are(seen):
+            self._take(seen)
+
     def freeze(self, frozen: FrozenProcess, seen: Seen) -> None:
+        """Take it, if that is not done yet."""
+        if not self._taken:
+            self._take(seen)
+
+    def _take(self, seen: Seen) -> None:
         """Take the log's last pages, and all that it could not see. The process is stopped."""
+        self._taken = True
         with _alive(self.pid):
             self._tracker.drain()
             log, lost = self._tracker.take()

@@ -59,6 +59,10 @@ class Mappings:
             self._files[_plain(mapping)] = mapping, led(self._link(mapping))
         return vmas.dump(mapping, partial(mapped_file, self._snapshot))
 
+    def are(self, seen: Seen) -> bool:
+        """Say whether a glance shows the same."""
+        return seen.read(self._snapshot.pid, "maps") == self._text
+
     def take(self, seen: Seen) -> bool:
         """Bring vmas up to date with what a glance has just told; say whether they were."""
         text = seen.read(self._snapshot.pid, "maps")

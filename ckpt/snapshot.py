@@ -14,6 +14,7 @@ from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import Regs
+from ckpt.kernel.glance import NOTHING, Glance, Seen
 from ckpt.kernel.maps import SmapsEntry
 from ckpt.memory import shmem, sysv
 from ckpt.memory.layout import Range
@@ -138,15 +139,25 @@ class Links:
         self.ids: dict[str, int] = {}
         self._paths = {name: f"/proc/{pid}/{name}" for name in ("exe", "cwd", "root")}
         self._seen: dict[str, Led] = {}
+        self._part = NOTHING
 
-    def look_ahead(self, out: Dump) -> None:
-        """Save them as they are, before the freeze."""
+    def look_ahead(self, glance: Glance) -> None:
+        """Have them looked at in the freeze."""
+        begin = glance.mark()
+        for path in self._paths.values():
+            glance.link(path)
+        self._part = glance.since(begin)
+
+    def save(self, out: Dump) -> None:
+        """Save them as they are, before the freeze; a glance has been taken by now."""
         for name, path in self._paths.items():
             self._seen[name] = led(path)
             self.ids[name] = save_link(path, out)
 
-    def take(self, out: Dump) -> None:
-        """Save anew what leads elsewhere by now."""
+    def take(self, out: Dump, seen: Seen, ahead: Seen) -> None:
+        """Save anew what leads elsewhere by now: ahead is what had been seen before the others."""
+        if self._part != NOTHING and seen.same_answers(ahead, self._part):
+            return
         for name, path in self._paths.items():
             if self._seen[name][:_WHICH] != led(path)[:_WHICH]:
                 self.ids[name] = save_link(path, out)

@@ -65,6 +65,7 @@ class Target:
         self.questions = self.held.enter_context(Questions(self.pid, self.snapshot.guard))
         self.questions.look_ahead(glance)
         self.memory.look_ahead(glance)
+        self.snapshot.links.look_ahead(glance)
 
 
 class Targets:
@@ -257,7 +258,7 @@ class Targets:
         target.begin(self._tree, self._guard)
         target.memory = target.held.enter_context(Stop(target.snapshot))
         target.look_ahead(glance)
-        target.snapshot.links.look_ahead(self._tree.files)
+        target.snapshot.links.save(self._tree.files)
 
     def frozen(self, frozen: Frozen) -> list[tuple[Target, FrozenProcess]]:
         """Return all with what they are as stopped processes."""

@@ -23,7 +23,7 @@ class EventFd(FileKind):
 
     type = pb.FD_EVENTFD
     field = "efd"
-    late = frozenset({"flags", "eventfd_count"})
+    late = (b"flags:", b"eventfd-count:")
 
     @classmethod
     def claims(cls, file: OpenFile) -> bool:

@@ -378,8 +378,8 @@ class FileKind:
     field: ClassVar[str]
     looks_around: ClassVar[bool] = False
     """Whether its record depends on which other files are open."""
-    late: ClassVar[frozenset[str]] = frozenset()
-    """The fields of FdInfo that `update` puts into a message: they may change until the freeze."""
+    late: ClassVar[tuple[bytes, ...]] = ()
+    """How lines of fdinfo begin that may change until the freeze: `update` puts them in."""
 
     @classmethod
     def claims(cls, file: OpenFile) -> bool:

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cmp_to_key, partial
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from struct import Struct
 from typing import Any, NamedTuple, Self
 
@@ -115,7 +115,8 @@ class OpenFiles:
         self._by_place: dict[Place, Opened] = {}
         self._sorted: list[Opened] | None = None
         self._links: frozenset[str] | None = None
-        self._seen = self._ahead = Seen()
+        self._seen = self.ahead = Seen()
+        """What the last glance has told, and the one before all was dumped ahead."""
         self._infos: list[tuple[str, Opened]] = []
         self._everything = NOTHING
         self._gone: list[Opened] = []
@@ -313,7 +314,7 @@ class OpenFiles:
             with suppress(CkptError):  # it is closed by now, or to be refused in the freeze
                 self._glimpse(one, glance)
         self._everything = glance.since(begin)
-        self._ahead = self._seen = glance.look()
+        self.ahead = self._seen = glance.look()
         self._agrees = all(map(self._agrees_with, self._parts))
         for one in self._all():
             with suppress(CkptError):  # likewise; or it has what passes through it just now
@@ -335,7 +336,7 @@ class OpenFiles:
 
         It came after we looked; and what it sees again in the freeze would be taken for known.
         """
-        (_, size, *others), answers = self._ahead.answers(self._parts[pid])
+        (_, size, *others), answers = self.ahead.answers(self._parts[pid])
         numbers, at = set(), 0
         while at < size:
             length = _DIRENT_HEAD.unpack_from(answers, at)[2]
@@ -419,12 +420,12 @@ class OpenFiles:
         """Say whether descriptors have come or gone, or lead elsewhere; or may have."""
         if not self._agrees or len(self._parts) < len(self._tables):
             return True
-        now, ahead = self._seen, self._ahead
+        now, ahead = self._seen, self.ahead
         return not all(now.same_answers(ahead, part) for part in self._parts.values())
 
     def _suspects(self, changed: bool) -> list[Opened]:
         """Return those dumped ahead of which a glance does not show that they are the same."""
-        now, ahead = self._seen, self._ahead
+        now, ahead = self._seen, self.ahead
         held = [one for one in self._all() if one.held]
         if changed or not now.same_answers(ahead, self._everything):
             return held
@@ -438,18 +439,18 @@ class OpenFiles:
         assert one.kind
         if changed and one.looks_around:
             return False
-        glimpse = self._seen.same_answers(self._ahead, one.glimpse)
+        glimpse = self._seen.same_answers(self.ahead, one.glimpse)
         if (changed or not one.told or not glimpse) and self._see(one) != one.seen:
             return False
         return all(self._is_same_info(place, one.kind.late) for place in one.places)
 
-    def _is_same_info(self, place: Place, late: frozenset[str]) -> bool:
+    def _is_same_info(self, place: Place, late: tuple[bytes, ...]) -> bool:
         """Say whether fdinfo says the same of a descriptor, but for what can be put in late."""
-        now, ahead = (seen.read(place.pid, place.info) for seen in (self._seen, self._ahead))
+        now, ahead = (seen.read(place.pid, place.info) for seen in (self._seen, self.ahead))
         if now == ahead or not late:
             return now == ahead
-        pairs = zip(FdInfo._fields, parse_fdinfo(now), parse_fdinfo(ahead), strict=True)
-        return all(a == b for field, a, b in pairs if field not in late)
+        lines = zip_longest(now.split(b"\n"), ahead.split(b"\n"), fillvalue=b"")
+        return all(a == b or (a.startswith(late) and b.startswith(late)) for a, b in lines)
 
     def _id(self, one: Opened, out: Dump) -> int:
         one.file_id = one.file_id or out.next_id()

@@ -55,7 +55,7 @@ class RegFile(FileKind):
 
     type = pb.FD_REG
     field = "reg"
-    late = frozenset({"flags", "pos"})
+    late = (b"flags:", b"pos:")
 
     @classmethod
     def claims(cls, file: OpenFile) -> bool:

@@ -17,7 +17,7 @@ class SignalFd(FileKind):
 
     type = pb.FD_SIGNALFD
     field = "sgfd"
-    late = frozenset({"flags", "sigmask"})
+    late = (b"flags:", b"sigmask:")
 
     @classmethod
     def claims(cls, file: OpenFile) -> bool:

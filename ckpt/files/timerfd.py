@@ -33,7 +33,7 @@ class TimerFd(FileKind):
 
     type = pb.FD_TIMERFD
     field = "tfd"
-    late = frozenset({"flags", "timer"})
+    late = (b"flags:", b"ticks:", b"settime flags:", b"it_value:", b"it_interval:")
 
     @classmethod
     def claims(cls, file: OpenFile) -> bool:

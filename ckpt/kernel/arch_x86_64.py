@@ -163,6 +163,8 @@ class NR(IntEnum):
     renameat2 = 316
     move_mount = 429
     openat = 257
+    newfstatat = 262
+    readlinkat = 267
     openat2 = 437
     name_to_handle_at = 303
     open_by_handle_at = 304

@@ -12,7 +12,7 @@ from cffi import FFI
 
 CORE = Path("ckpt/kernel/core")
 ARCH = platform.machine()
-COMMON = ("calls.c", "many.c", "threads.c", "userfaultfd.c")
+COMMON = ("aside.c", "calls.c", "many.c", "threads.c", "userfaultfd.c")
 
 
 def declarations(header: str) -> str:

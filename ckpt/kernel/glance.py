@@ -14,9 +14,11 @@ from typing import NamedTuple, Self
 
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import NR
+from ckpt.kernel.aside import Aside
 from ckpt.kernel.ffi import check, ffi, lib
 
 _ROOM = 64 << 10
+_AT_FDCWD, _STAT, _PATH_MAX = -100, 144, 4096
 _WHOLE = -1
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -42,9 +44,12 @@ class Glance:
     """What is to be read together; a context manager that closes the files.
 
     Calls come before files, in their order: what they bring up to date is read after them.
+    With aside, a look can be begun, and what it has seen be asked for later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, aside: bool = False) -> None:
+        self._aside = Aside() if aside else None
+        self._begun = False
         self._fds: dict[str, int] = {}
         self._calls: list[tuple[NR, tuple[int | Out, ...]]] = []
         self._answers = bytearray()
@@ -58,6 +63,10 @@ class Glance:
 
     def close(self) -> None:
         """Close the files."""
+        if self._aside:
+            self._end()
+            self._aside.close()
+            self._aside = None
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
@@ -72,6 +81,12 @@ class Glance:
     def call(self, nr: NR, *args: int | Out) -> None:
         """Add a system call; what it does must be nothing but to answer."""
         self._calls.append((nr, args))
+
+    def link(self, path: str) -> None:
+        """Add what a link of /proc leads to: its stat(2), and the path that it shows."""
+        name = self.out(content=os.fsencode(path) + b"\0")
+        self.call(NR.newfstatat, _AT_FDCWD, name, self.out(_STAT), 0)
+        self.call(NR.readlinkat, _AT_FDCWD, name, self.out(_PATH_MAX), _PATH_MAX)
 
     def out(self, size: int = 0, content: bytes = b"") -> Out:
         """Set room aside for a call to write to: content, and zeros up to size bytes."""
@@ -95,9 +110,30 @@ class Glance:
 
         The first time after something was added takes longer.
         """
+        return self._prepared().look()
+
+    def begin(self) -> None:
+        """Begin to look, anew if it was begun before: what is seen is as of now, or later."""
+        self._end()
+        if self._aside:
+            self._prepared().begin(self._aside)
+            self._begun = True
+
+    def seen(self) -> "Seen":
+        """Return what the look that was begun last has seen; if none was, what a look sees."""
+        end = self._end()
+        return self.look() if end < 0 else self._prepared().seen(end)
+
+    def _end(self) -> int:
+        if not self._begun or not self._aside:
+            return -errno.EAGAIN
+        self._begun = False
+        return self._aside.end()
+
+    def _prepared(self) -> "_Ready":
         if not self._ready or self._ready.counts != (len(self._fds), len(self._calls)):
             self._ready = _Ready(self._fds, self._calls, self._answers)
-        return self._ready.look()
+        return self._ready
 
 
 class _Ready:
@@ -121,18 +157,25 @@ class _Ready:
         looks += [(_WHOLE, [fd]) for fd in fds.values()]
         self._looks = ffi.new("struct core_look[]", looks)
         self._rets = ffi.new("int64_t[]", len(looks))
-        self._room, self._size = ffi.new("char[]", _ROOM), _ROOM  # touched by now
+        self._room = ffi.new("char[]", _ROOM)  # touched by now
+
+    def begin(self, aside: Aside) -> None:
+        """Have another thread look."""
+        ffi.memmove(self._answers, self._fresh, len(self._fresh))
+        aside.begin(self._looks, self._rets, self._room)
 
     def look(self) -> "Seen":
         """Look; where the files do not fit, once more with more room."""
         while True:
             ffi.memmove(self._answers, self._fresh, len(self._fresh))
-            end = lib.core_look(self._looks, sum(self.counts), self._rets, self._room, self._size)
+            size = len(self._room)
+            end = lib.core_look(self._looks, len(self._rets), self._rets, self._room, size)
             if end != -errno.E2BIG:
-                break
-            self._size *= 2
-            self._room = ffi.new("char[]", self._size)
-        check(end, "reading of /proc")
+                return self.seen(check(end, "reading of /proc"))
+            self._room = ffi.new("char[]", 2 * size)
+
+    def seen(self, end: int) -> "Seen":
+        """Return what there is after a look that has filled so much of the room."""
         answers = ffi.buffer(self._answers, len(self._fresh))[:]
         return Seen(self._places, ffi.buffer(self._rets)[:], answers, ffi.buffer(self._room)[:end])
 

@@ -39,9 +39,10 @@ _GET_RSEQ = 0x420F
 _SIGINFO_SIZE = 128
 _REGSET_SIZE = 64 << 10
 _REGSET = ffi.new("uint8_t[]", _REGSET_SIZE)  # once: to make it anew, of zeros, takes long
+_STOPPED = 0x7F  # the lowest byte of a wait status
 _PAUSE = 50e-6
 _tracees: set[int] = set()
-_heard: dict[int, int] = {}
+_heard: dict[int, tuple[int, int | None]] = {}
 
 
 class Options(IntFlag):
@@ -55,10 +56,19 @@ class Options(IntFlag):
 
 
 class Stop(NamedTuple):
-    """Why a task stopped: the signal, and the PTRACE_EVENT_* if it was one."""
+    """Why a task stopped: the signal, and the PTRACE_EVENT_* if it was one.
+
+    code is the signal's si_code, None if it has not been asked for.
+    """
 
     signo: int
     event: int
+    code: int | None = None
+
+    @property
+    def status(self) -> int:
+        """The wait status that told of it."""
+        return self.event << 16 | self.signo << 8 | _STOPPED
 
 
 class Rseq(NamedTuple):
@@ -127,14 +137,15 @@ class Tracee:
         """Return the next stop if it has come; raises as wait does."""
         if self.tid not in _heard:
             _take(self.tid)
-        return self._stop(_heard.pop(self.tid)) if self.tid in _heard else None
+        return self.told(*_heard.pop(self.tid)) if self.tid in _heard else None
 
-    def _stop(self, status: int) -> Stop:
-        if not os.WIFSTOPPED(status):
+    def told(self, status: int, code: int | None = None) -> Stop:
+        """Take note of a wait status; raises as wait does."""
+        if status & 0xFF != _STOPPED:
             _forget(self.tid)
             raise TargetDied(f"pid {self.tid} ended while it was traced ({_ending(status)})")
         self.stopped = True
-        return Stop(os.WSTOPSIG(status), status >> 16)
+        return Stop(status >> 8 & 0xFF, status >> 16, code)
 
     def cont(self, signo: int = 0) -> None:
         """Let it run until the next signal or event; deliver signo if it is not 0."""
@@ -247,13 +258,16 @@ class Tracee:
         return Rseq(pointer, config[2], config[3], config[4]) if pointer else None
 
 
-def hear(tracees: Iterable[Tracee]) -> None:
-    """Wait until each of them has stopped or is gone: poll() then says which."""
+def hear(tracees: Iterable[Tracee], *, interrupt: bool = False) -> None:
+    """Wait until each of them has stopped or is gone: poll() then says which.
+
+    With interrupt they are asked to stop.
+    """
     tids = [tracee.tid for tracee in tracees if tracee.tid not in _heard]
-    told = ffi.new("struct core_told[]", [{"tid": tid} for tid in tids])
+    told = ffi.new("struct core_told[]", [(tid, 0, 0, 0, interrupt) for tid in tids])
     while True:
         count = lib.core_hear(told, len(tids))
-        _heard.update((one.tid, one.status) for one in told if one.told == 1)
+        _heard.update((one.tid, (one.status, one.code)) for one in told if one.told == 1)
         if count == len(tids):
             return
         pid = _next_told()
@@ -275,7 +289,7 @@ def await_any() -> None:
 
 def reap(tid: int) -> None:
     """Wait for the end of a tracee, or of a child of ours, that has been killed."""
-    ended = tid in _heard and not os.WIFSTOPPED(_heard[tid])
+    ended = tid in _heard and not os.WIFSTOPPED(_heard[tid][0])
     with suppress(ChildProcessError):
         while not ended:
             ended = not os.WIFSTOPPED(os.waitpid(tid, WALL)[1])
@@ -294,7 +308,7 @@ def _take(tid: int) -> None:
     except ChildProcessError as error:  # another thread has executed a program
         raise NoSuchTask(f"the thread {tid} is gone") from error
     if found:
-        _heard[found] = status
+        _heard[found] = status, None
 
 
 def _next_told() -> int:

@@ -35,8 +35,8 @@ from ckpt.errors import CkptError, KernelError, NoSuchTask
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs, find_gadget, find_hold, hold, home
 from ckpt.kernel.ffi import check, ffi, lib, syscall
 from ckpt.kernel.nsfs import entered, is_ours
-from ckpt.kernel.ptrace import SYSCALL_STOP, Tracee
-from ckpt.kernel.threads import Order, Then, send
+from ckpt.kernel.ptrace import SYSCALL_STOP, Stop, Tracee
+from ckpt.kernel.threads import Order, Then, run_call, send
 
 _IPC_CREAT, _IPC_RMID, _IPC_SET, _SHM_EXEC, _SHM_NORESERVE = 0o1000, 0, 1, 0o100000, 0o10000
 _STUB_ROOM = 1024
@@ -54,6 +54,7 @@ _CALL = Struct("<7QqQ")
 _HEAD = Struct("<6Q")  # sigmask, tgid, tid, signo, count, done
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
 _BLOCKED = NO_SYSCALL & ~sum(1 << n - 1 for n in (*_FAULTS, signal.SIGKILL, signal.SIGSTOP))
+_SI_TKILL = -6
 _QUIET = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
 
 
@@ -332,7 +333,7 @@ class Remote:
         segment = self.slot.segment
         away = hold(regs, gadget.hold, NR.shmat, segment.id, segment.base, _SHM_EXEC)
         self._away = True
-        ret = _result_of_call(Order(self.tracee, Then.SYSCALL, away.pack(), self.blocked))
+        ret = run_call(Order(self.tracee, Then.SYSCALL, away.pack(), self.blocked))
         check(ret, "shmat", pid=self.tid)
 
     def _fall_in(self, regs: Regs, sigmask: int, gadget: Gadget, batch: Batch) -> None:
@@ -387,7 +388,7 @@ class Remote:
 
     def finish(self, batch: Batch) -> None:
         """Wait until the batch has been made; raises for a call that had to succeed."""
-        while not self._at_end(*self.tracee.wait()):
+        while not self._at_end(self.tracee.wait()):
             self._cont()
         done = int.from_bytes(self._peek(_DONE, 8), "little")
         if done and done <= len(batch.calls):
@@ -397,12 +398,13 @@ class Remote:
         start = self.slot.offset + at
         return self.slot.segment.memory[start : start + size].tobytes()
 
-    def _at_end(self, signo: int, event: int) -> bool:
+    def _at_end(self, stop: Stop) -> bool:
         """Say whether this stop is the stub's own."""
-        if event:
+        signo = stop.signo
+        if stop.event:
             return False
         if self.signo and signo == self.signo:
-            return self._is_own_signal()
+            return stop.code == _SI_TKILL or (stop.code is None and self._is_own_signal())
         if signo == SYSCALL_STOP:
             regs = self.tracee.regs()
             return (regs.orig_ax, regs.di, regs.dx) == (NR.tgkill, self.tgid, 0)
@@ -417,8 +419,8 @@ class Remote:
 
     def _is_own_signal(self) -> bool:
         info = self.tracee.siginfo()
-        # struct siginfo: si_signo, si_errno, si_code; SI_TKILL is -6
-        return int.from_bytes(info[8:12], "little", signed=True) == -6
+        # struct siginfo: si_signo, si_errno, si_code
+        return int.from_bytes(info[8:12], "little", signed=True) == _SI_TKILL
 
     def _check(self, last: Call) -> None:
         flags = _CALL.unpack_from(self.slot.segment.memory, last._at)[8]
@@ -476,29 +478,14 @@ def detach(
     """
     if gadget.hold:
         away = hold(regs, gadget.hold, NR.shmdt, base)
-        ret = _result_of_call(Order(tracee, Then.SYSCALL, away.pack(), blocked))
+        ret = run_call(Order(tracee, Then.SYSCALL, away.pack(), blocked))
         send([Order(tracee, Then.STAY, home(regs).pack(), sigmask, mask_first=True)])
     else:
         away = regs._replace(ip=gadget.address, sp=0, ax=NR.shmdt, di=base, orig_ax=NO_SYSCALL)
         call = Order(tracee, Then.SYSCALL, away.pack(), blocked, mask_first=True)
-        ret = _result_of_call(call)
+        ret = run_call(call)
         send([Order(tracee, Then.STAY, home(regs).pack(), sigmask)])
     return ret
-
-
-def _result_of_call(order: Order) -> int:
-    """Let a thread make the system call that an order leads it to, and no instruction more."""
-    tracee = order.tracee
-    send([order])
-    _await_syscall(tracee)
-    tracee.syscall()
-    _await_syscall(tracee)
-    return tracee.regs().result
-
-
-def _await_syscall(tracee: Tracee) -> None:
-    while tracee.wait().signo != SYSCALL_STOP:
-        tracee.syscall()
 
 
 def _described(call: Call) -> str:

@@ -4,6 +4,7 @@
 From Python, one ptrace(2) after the other, this would take most of a freeze.
 """
 
+import errno
 from collections.abc import Iterable
 from enum import IntEnum
 from struct import Struct
@@ -118,3 +119,22 @@ def _note(order: Order) -> None:
         order.tracee.forget()
     else:
         order.tracee.stopped = order.then == Then.STAY
+
+
+def run_call(order: Order) -> int:
+    """Let a thread make the system call that an order leads it to, and no instruction more.
+
+    Returns the call's result. Raises TargetDied.
+    """
+    tracee = order.tracee
+    errand = ffi.new("struct core_errand *")
+    ffi.buffer(errand)[: _ORDER.size] = order.pack()
+    while not (done := lib.core_errand(errand)):
+        stop = tracee.wait()  # which takes first what others have to tell
+        errand.told.told, errand.told.status = 1, stop.status
+    if done == -errno.ECHILD:
+        tracee.told(errand.told.status)
+    check(done, "a system call of a stopped thread", pid=tracee.tid)
+    tracee.stopped = True
+    regs = ffi.buffer(errand)[_ORDER.size - len(_NO_REGS) : _ORDER.size]
+    return Regs.unpack(regs).result

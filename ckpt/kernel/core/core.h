@@ -32,9 +32,12 @@ struct core_regs {
 
 /* ---- many stopped threads at once (threads.c) ---- */
 
-/* What a tracee has told, if told is 1: its wait status; if -errno, there is none any more. */
+/*
+ * What a tracee has told, if told is 1: its wait status; if -errno, there is none any more. For a
+ * stop by a signal code is the si_code. Where it is to be interrupted, that comes first.
+ */
 struct core_told {
-	int32_t tid, told, status;
+	int32_t tid, told, status, code, interrupt;
 };
 
 /*
@@ -78,6 +81,19 @@ struct core_order {
 
 /* Carry out all orders; returns how many have failed. */
 int64_t core_order(struct core_order *orders, size_t n);
+
+/* A system call that a stopped thread is to make, by PTRACE_SYSCALL, and not an instruction more. */
+struct core_errand {
+	struct core_order order;	/* the registers that lead to the call; then those after it */
+	struct core_told told;
+	int32_t stops;			/* at system calls, until now */
+};
+
+/*
+ * Have it make the call: 1 when it has. 0 if something else has to be heard first, as core_hear()
+ * may: the errand goes on when told is filled in, or without. -ECHILD if the thread has ended.
+ */
+int64_t core_errand(struct core_errand *errand);
 
 /* A piece of an address space. */
 struct core_range {
@@ -195,6 +211,26 @@ struct core_look {
  * lengths, or -errno. Returns how much of buf was filled, or -E2BIG.
  */
 int64_t core_look(const struct core_look *looks, size_t n, int64_t *rets, void *buf, size_t size);
+
+/* A thread that looks while others go on. It stays in C: it has no lock to wait for. */
+struct core_aside {
+	const struct core_look *looks;
+	size_t n;
+	int64_t *rets;
+	void *buf;
+	size_t size;
+	int64_t result;		/* of core_look() */
+	uint32_t state, pad;
+};
+
+/* What the thread does, until it is told to end; returns 0. */
+int64_t core_aside_run(struct core_aside *aside);
+/* Have it look at what has been filled in; to be ended before it is begun again. */
+int64_t core_aside_begin(struct core_aside *aside);
+/* Wait until it has looked. Returns the result. */
+int64_t core_aside_end(struct core_aside *aside);
+/* Tell it to return, when it does nothing. */
+int64_t core_aside_dismiss(struct core_aside *aside);
 
 /*
  * Say for each pair whether the task's descriptor and ours are one open file (kcmp(2)). Returns

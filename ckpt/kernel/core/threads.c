@@ -24,9 +24,14 @@ enum {
 static void take(struct core_told *one)
 {
 	pid_t got = waitpid(one->tid, &one->status, __WALL | WNOHANG);
+	siginfo_t info = { 0 };
 
-	if (got)
-		one->told = got < 0 ? -errno : 1;
+	if (!got)
+		return;
+	one->told = got < 0 ? -errno : 1;
+	if (got > 0 && WIFSTOPPED(one->status) && !(one->status >> 16))
+		core_ptrace(PTRACE_GETSIGINFO, one->tid, 0, (uintptr_t)&info);
+	one->code = info.si_code;
 }
 
 static size_t take_all(struct core_told *told, size_t n)
@@ -51,8 +56,14 @@ static struct core_told *awaited(struct core_told *told, size_t n, pid_t pid)
 
 int64_t core_hear(struct core_told *told, size_t n)
 {
-	size_t count = take_all(told, n);
+	size_t count;
 
+	for (size_t i = 0; i < n; i++) {
+		if (told[i].interrupt)	/* who is gone says so when it is waited for */
+			core_ptrace(PTRACE_INTERRUPT, told[i].tid, 0, 0);
+		told[i].interrupt = 0;
+	}
+	count = take_all(told, n);
 	while (count < n) {
 		struct core_told *one;
 		siginfo_t info = { 0 };
@@ -156,4 +167,36 @@ int64_t core_order(struct core_order *orders, size_t n)
 		failed += ret < 0;
 	}
 	return failed;
+}
+
+enum { SYSCALL_STOP = SIGTRAP | 0x80 };
+
+static int64_t go_on(struct core_errand *errand)
+{
+	memset(&errand->told, 0, sizeof(errand->told));
+	errand->told.tid = errand->order.tid;
+	return core_ptrace(PTRACE_SYSCALL, errand->order.tid, 0, 0);
+}
+
+int64_t core_errand(struct core_errand *errand)
+{
+	struct core_regs *regs = &errand->order.regs;
+	int64_t ret = 0;
+
+	if (!errand->told.tid) {
+		errand->told.tid = errand->order.tid;
+		ret = carry_out(&errand->order);
+	}
+	while (ret >= 0 && errand->stops < 2) {
+		if (core_hear(&errand->told, 1) < 1)
+			return 0;
+		if (errand->told.told < 0 || !WIFSTOPPED(errand->told.status))
+			return -ECHILD;
+		errand->stops += errand->told.status >> 8 == SYSCALL_STOP;
+		if (errand->stops < 2)
+			ret = go_on(errand);
+	}
+	if (ret >= 0)
+		ret = core_getregset(errand->order.tid, NT_PRSTATUS, regs, sizeof(*regs));
+	return ret < 0 ? ret : 1;
 }
