@@ -16,6 +16,7 @@ from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.nsfs import entered, is_ours
+from ckpt.log import INFO
 from ckpt.memory import unchanged
 from ckpt.memory.layout import Range
 from ckpt.memory.pace import yielding
@@ -49,7 +50,7 @@ def dump(options: DumpOptions) -> DumpReport:
             left -= 1
             if not left:
                 raise error.__cause__ or error from None
-            options.log.warning("dump", f"once more: {error}")
+            options.log.line(INFO, f"once more: {error}")
             unseen += error.ranges
     report.total_ns = time.monotonic_ns() - begun
     return report
