@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from ckpt.errors import ImageError, KernelError, OptionsError, Unsupported
-from ckpt.files import devices, procself, remap
+from ckpt.files import devices, mqueue, procself, remap
 from ckpt.files.external import file_key, inherited
 from ckpt.files.kind import INSIDE, Dump, FileKind, OpenFile, Restore
 from ckpt.image import pb
@@ -44,7 +44,6 @@ _TYPES = {
 
 
 _UNNAMED = {
-    0x19800202: "a POSIX message queue",
     0x5345434D: "secret memory (memfd_secret)",
 }
 """File systems whose files look like others, but have no path, by what statfs(2) says."""
@@ -74,7 +73,7 @@ class RegFile(FileKind):
             return
         if what := _UNNAMED.get(files.fs_type(file.fd)):
             raise Unsupported(f"{file.name}: {what}: not supported", hint="close it first")
-        _locate(file.link, file.stat, file.name, root_of(file.pid), options)
+        _locate(_link(file), file.stat, file.name, root_of(file.pid), options)
 
     @classmethod
     def state(cls, file: OpenFile) -> Hashable | None:
@@ -102,7 +101,7 @@ class RegFile(FileKind):
         if (key := file_key(file)) in out.options.external:
             mode, pos = file.stat.st_mode, file.info.pos
             return pb.reg_file_entry(name=key, ext=True, mode=mode, pos=pos, **common(file))
-        return _entry(file.fd, file.link, file.name, out, pos=file.info.pos, **common(file))
+        return _entry(file.fd, _link(file), file.name, out, pos=file.info.pos, **common(file))
 
     @classmethod
     def create(cls, entry: Any, make: Restore) -> int:
@@ -134,6 +133,11 @@ def common(file: OpenFile) -> dict[str, Any]:
     if file.flags & os.O_PATH:
         return {"id": file.id, "flags": file.flags, "fown": nobody()}
     return file.common()
+
+
+def _link(file: OpenFile) -> str:
+    """Return the path that /proc shows for a file, or should show."""
+    return mqueue.path(file) if files.fs_type(file.fd) == mqueue.FS_TYPE else file.link
 
 
 def nobody() -> pb.fown_entry:
