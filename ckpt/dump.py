@@ -147,7 +147,7 @@ def _freeze(
         log.stage("memory")
         take_memory(targets, frozen, seen)
         log.stage("namespaces")
-        take_namespaces(snapshot, targets)
+        take_namespaces(snapshot, targets, seen)
         if options.manage_cgroups != "ignore":
             for target in targets:
                 target.snapshot.cgroups = cgroups.take(target.pid, seen.read)
@@ -176,9 +176,14 @@ def _freeze(
 def look_ahead(snapshot: Snapshot, targets: Targets, glance: Glance) -> None:
     """Take what will most likely be the same in the freeze, and open what will be read there."""
     targets.each(lambda target: target.look_ahead(glance))
+    begin = glance.mark()
+    for kind in namespaces.KINDS:
+        glance.link(f"/proc/{targets.root}/ns/{kind.name}")
+    snapshot.namespaces = glance.since(begin)
     targets.together(snapshot.opened.look)
     snapshot.opened.look_ahead(snapshot.files, glance)
     targets.each(lambda target: target.snapshot.links.save(snapshot.files))
+    snapshot.own_namespaces = own_namespaces(targets.root)
 
 
 def take_tasks(snapshot: Snapshot, targets: Targets, frozen: Frozen, seen: Seen) -> None:
@@ -206,13 +211,19 @@ def take_memory(targets: Targets, frozen: Frozen, seen: Seen) -> None:
         target.memory.freeze(process, seen)
 
 
-def take_namespaces(snapshot: Snapshot, targets: Targets) -> None:
+def own_namespaces(pid: int) -> list[str]:
+    """Return the kinds of namespaces that a process has of its own."""
+    return [kind.name for kind in namespaces.KINDS if not is_ours(kind.name, pid)]
+
+
+def take_namespaces(snapshot: Snapshot, targets: Targets, seen: Seen) -> None:
     """Dump what is in their own namespaces; of our IPC namespace, what they have attached."""
     pid, image, save = targets.root, snapshot.image, snapshot.files.save_shmem
     attached = {key: link for target in targets for key, link in target.snapshot.attached().items()}
+    if not seen.same_answers(snapshot.opened.ahead, snapshot.namespaces):
+        snapshot.own_namespaces = own_namespaces(pid)
     for kind in namespaces.KINDS:
-        if not is_ours(kind.name, pid):
-            snapshot.own_namespaces.append(kind.name)
+        if kind.name in snapshot.own_namespaces:
             with entered(kind.name, pid):
                 kind.dump(Dump(image, ids.namespace(kind.name, own=True), save, attached))
     if "ipc" not in snapshot.own_namespaces:

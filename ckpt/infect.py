@@ -196,7 +196,8 @@ class Questions:
 
     def take(self, frozen: FrozenProcess, seen: Seen) -> None:
         """Take what the answers are to be put together with, while the process is stopped."""
-        self._process = process.take(frozen.leader.tracee, frozen.leader.stop_signal, seen.read)
+        leader, queued = frozen.leader, bool(self._signals[self.pid].shared)
+        self._process = process.take(leader.tracee, leader.stop_signal, seen.read, pending=queued)
         self._auxv = seen.read(self.pid, "auxv")
         for one in frozen.threads:
             pending = one.tracee.pending(shared=False) if self._signals[one.tid].own else []

@@ -79,6 +79,8 @@ class Snapshot:
         self.tasks: dict[int, TaskSnapshot] = {}
         self.entries: list[pb.file_entry] = []
         self.own_namespaces: list[str] = []
+        self.namespaces = NOTHING
+        """What a glance shows of all namespaces."""
         self._ids = self._pages_ids = 0
         self.files = Dump(
             image, options, self._save_shmem, self._next_id, self.entries.append, root="/"

@@ -36,16 +36,17 @@ NAMES = ("stat", "limits", "personality", "oom_score_adj", "loginuid")
 """What take() reads of /proc/PID."""
 
 
-def take(leader: Tracee, stop_signal: int, read: procfs.Read) -> Raw:
+def take(leader: Tracee, stop_signal: int, read: procfs.Read, *, pending: bool = True) -> Raw:
     """Take it, in the freeze: what it means can be said later.
 
-    stop_signal is what had stopped the process before us, 0 if nothing had.
+    pending says whether signals wait for the process as a whole; stop_signal is what had stopped
+    it before us, 0 if nothing had.
     """
     stat, limits, personality, oom_score_adj, loginuid = (
         _read(read, leader.tid, name) for name in NAMES
     )
-    pending = leader.pending(shared=True)
-    return Raw(stat, limits, personality, oom_score_adj, loginuid, pending, stop_signal)
+    queued = leader.pending(shared=True) if pending else []
+    return Raw(stat, limits, personality, oom_score_adj, loginuid, queued, stop_signal)
 
 
 def _read(read: procfs.Read, pid: int, name: str) -> bytes:
