@@ -46,14 +46,6 @@ class Target:
         self.files = self.fs = pid
         """Whose descriptors, and whose directories, it has: itself, or who shares them with it."""
 
-    def share(self, others: Iterable["Target"]) -> None:
-        """Find out what it shares with another."""
-        for other in others:
-            if other.files == other.pid and not kcmp(Kcmp.FILES, other.pid, self.pid):
-                self.files = other.pid
-            if other.fs == other.pid and not kcmp(Kcmp.FS, other.pid, self.pid):
-                self.fs = other.pid
-
     def begin(self, tree: Snapshot, guard: Guard) -> None:
         """Have it guarded, and take note of what is taken of it."""
         ward = self.held.enter_context(guard.ward(self.pid, self.pidfd))
@@ -68,6 +60,31 @@ class Target:
         self.snapshot.links.look_ahead(glance)
 
 
+class _Owners:
+    """Processes of which no two share something, in kcmp(2)'s order: so few have to be asked."""
+
+    def __init__(self, kind: Kcmp) -> None:
+        self._kind, self._pids = kind, list[int]()
+
+    def of(self, pid: int) -> int:
+        """Return who is known to share it with a process; itself if nobody, which is known then."""
+        first, end = 0, len(self._pids)
+        while first < end:
+            middle = (first + end) // 2
+            order = kcmp(self._kind, self._pids[middle], pid)
+            if not order:
+                return self._pids[middle]
+            first, end = (middle + 1, end) if order < 0 else (first, middle)
+        self._pids.insert(first, pid)
+        return pid
+
+    def leave_out(self, pid: int, heir: int | None) -> None:
+        """Forget a process; the heir, if any, has shared it and stands for it from now on."""
+        if pid in self._pids:
+            at = self._pids.index(pid)
+            self._pids[at : at + 1] = [heir] if heir else []
+
+
 class Targets:
     """All processes of the tree, parents first; a context manager that lets go of them."""
 
@@ -78,6 +95,7 @@ class Targets:
         self._guard: Guard
         self._tree: Snapshot
         self.zombies: dict[int, procfs.Stat] = {}
+        self._files, self._fs = _Owners(Kcmp.FILES), _Owners(Kcmp.FS)
 
     def __enter__(self) -> Self:
         return self
@@ -140,10 +158,12 @@ class Targets:
         target = Target(pid, parent)
         try:
             check(pid, self.root, self._options, patience)
-            target.share(self)
+            target.files, target.fs = self._files.of(pid), self._fs.of(pid)
             if target.files == pid:
                 self._opened.add(pid, target.pidfd)
         except BaseException:
+            self._files.leave_out(pid, None)
+            self._fs.leave_out(pid, None)
             target.held.close()
             raise
         self._all[pid] = target
@@ -194,11 +214,16 @@ class Targets:
         target = self._all.pop(pid)
         self._opened.leave_out(pid)
         target.held.close()
-        for other in self:  # who has shared with it goes on without
-            if other.files == pid:
-                other.files = other.pid
-                self._opened.add(other.pid, other.pidfd)
-            other.fs = other.pid if other.fs == pid else other.fs
+        files = [other for other in self if other.files == pid]
+        fs = [other for other in self if other.fs == pid]
+        for other in files:
+            other.files = files[0].pid
+        for other in fs:
+            other.fs = fs[0].pid
+        self._files.leave_out(pid, files[0].pid if files else None)
+        self._fs.leave_out(pid, fs[0].pid if fs else None)
+        if files:
+            self._opened.add(files[0].pid, files[0].pidfd)
 
     def generations(self) -> list[list[int]]:
         """Return the descendants' pids, generation by generation."""

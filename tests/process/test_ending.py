@@ -22,6 +22,8 @@ from ckpt import dump
 from ckpt.image.directory import ImageDir
 from ckpt.kernel import procfs
 from ckpt.options import DumpOptions
+from ckpt.snapshot import Snapshot
+from ckpt.targets import Targets
 
 pytestmark = pytest.mark.process
 
@@ -131,3 +133,43 @@ def test_a_child_ends(engine: str, who: str, place: Path) -> None:
                 found = [record.pid for record, _ in image.records("pstree")]
             everybody = [tree.root.pid, tree.middle, tree.leaf]
             assert found == everybody[: len(found)], (seed, moment)
+
+
+_SHARING = """
+import ctypes, os, signal
+syscall, CLONE_FILES, CLONE_FS, CLONE_PARENT = ctypes.CDLL(None).syscall, 0x400, 0x200, 0x8000
+if not os.fork():
+    for _ in range(2):
+        if not syscall(56, CLONE_FILES | CLONE_FS | CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0):
+            break
+    while True:
+        signal.pause()
+print(flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def test_who_had_shared_with_it_still_share(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of three with the same descriptors and directories ends; two are left."""
+    argv = [sys.executable, "-c", _SHARING]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as root:
+        try:
+            wait_until(lambda: len(procfs.children(root.pid)) == 3, "children")
+            first, *others = procfs.children(root.pid)
+            begin = Targets.begin
+
+            def after_its_end(self: Targets, tree: Snapshot) -> None:
+                os.kill(first, signal.SIGKILL)
+                wait_until(lambda: _state(first) in "ZX", "end")
+                begin(self, tree)
+
+            monkeypatch.setattr(Targets, "begin", after_its_end)
+            dump.dump(DumpOptions(pid=root.pid, images_dir=place / "images", leave_running=True))
+        finally:
+            os.killpg(root.pid, signal.SIGKILL)
+    with ImageDir.open(place / "images") as image:
+        ids = [next(iter(image.records("ids", pid)))[0] for pid in (root.pid, *others)]
+        assert len({one.files_id for one in ids}) == len({one.fs_id for one in ids}) == 2
+        assert ids[1].files_id == ids[2].files_id and ids[1].fs_id == ids[2].fs_id
+        assert [*image.records("fdinfo", ids[1].files_id)]
