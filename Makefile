@@ -14,7 +14,7 @@ export PIP_NO_INPUT := 1
 # With it in the environment every start would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help build test check format demo bench bench-lazy bench-live soak protos dev peers clean
+.PHONY: help build test check format demo bench bench-lazy bench-live bench-redis soak protos dev peers clean
 .DELETE_ON_ERROR:
 
 help: ## This list
@@ -43,6 +43,9 @@ bench-lazy: build dev peers .venv/.bench ## Measure lazy restores against eager 
 
 bench-live: build dev peers .venv/.bench ## Measure what dumps cost a process that writes; docs/bench-live.md
 	$(BIN)/python -m tests.bench.live $(ARGS)
+
+bench-redis: build dev peers .venv/.bench ## Measure what a live dump costs redis under load; docs/bench-redis.md
+	$(BIN)/python -m tests.bench.redis $(ARGS)
 
 soak: build dev ## Dump and restore for an hour; ARGS="--minutes 5" for less
 	PYTHONPATH=tests/process $(BIN)/python -m tests.soak $(ARGS)
