@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pager as processes of its own: one that works, and one that would take over.
+"""The pager of a process as processes of its own: one that works, and one that would take over.
 
 They share their descriptors, forked children's too, and a journal of all that has happened. When
 the worker dies, the holder makes a new one, that goes on from the journal; when the holder dies,
@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from ckpt.errors import CkptError, KernelError
+from ckpt.errors import CkptError, ImageError, KernelError, NoSuchTask
 from ckpt.image import pb
 from ckpt.image.hot import BLOCK, read_hot, write_hot
 from ckpt.image.pages import PageReader, PageRun
@@ -27,7 +27,7 @@ from ckpt.kernel.remote import Remote
 from ckpt.kernel.tripwire import Tripwire, fork_with_files
 from ckpt.kernel.userfaultfd import FILLING, UFFDIO_API, Mode, Userfaultfd, api_request
 from ckpt.log import Log
-from ckpt.memory.journal import Journal
+from ckpt.memory.journal import Done, Journal
 from ckpt.memory.late import Late, Part
 from ckpt.memory.layout import Range
 from ckpt.memory.pager import Pager, Source
@@ -63,11 +63,22 @@ def fetch(remote: Remote, regs: Regs) -> Userfaultfd:
     return uffd
 
 
-class Lazy:
-    """A lazy restore as the restore sees it: pages to come late, and the pager that brings them.
+def register(uffd: Userfaultfd, entries: Iterable[pb.vma_entry]) -> None:
+    """Have who finds no page in these mappings wait for it."""
+    for entry in entries:
+        if not uffd.register(entry.start, entry.end, Mode.MISSING):
+            raise KernelError(errno.EINVAL, "UFFDIO_REGISTER", addr=entry.start)
 
-    owner is whom to kill when the pager dies for good: a pid, or a process group if negative.
+
+class Lazy:
+    """A process that is restored lazily: pages to come late, and the pager that brings them.
+
+    pid is what its image calls it. owner is whom to kill when the pager dies for good: a pid, or a
+    process group if negative; nobody if 0.
     """
+
+    LOST = ImageError.exit_code
+    """What a pager ends with if all is in but what could not be read."""
 
     def __init__(self, pid: int, owner: int, first: Iterable[int], options: RestoreOptions) -> None:
         self.pages = 0
@@ -84,7 +95,7 @@ class Lazy:
         self._todo: list[Part] = []
         self._windows: list[Part] = []
         self._objects: list[SharedObject] = []
-        self._pidfd: int
+        self._pidfd = -1
 
     def start(
         self,
@@ -92,15 +103,19 @@ class Lazy:
         late: list[LateRuns],
         shared: list[LateObject],
         reader: PageReader,
+        *,
+        here: int,
+        beforehand: int = _BEFOREHAND,
     ) -> None:
-        """Begin to fill the memory, from processes of our own that outlive us; uffd is closed."""
-        for entry, runs in late:
-            _register(uffd, entry)
-            self._todo += [Part(run.vaddr, run.end, 0) for run in runs]
+        """Begin to fill the memory, from processes of our own that outlive us; uffd is closed.
+
+        All of it is registered; if not yet, then beforehand is 0: how many pages are filled in
+        before the process runs. here is its pid, 0 if that is not known.
+        """
+        self._todo += [Part(run.vaddr, run.end, 0) for _, runs in late for run in runs]
         for one, entries in shared:
             self._objects.append(one)
             for entry in entries:
-                _register(uffd, entry)
                 moved = entry.start - entry.pgoff - base_of(one)
                 self._windows.append(Part(entry.start, entry.end, moved))
         self._huge = huge_ranges(late)
@@ -108,9 +123,12 @@ class Lazy:
         self.pages = sum(part.end - part.start for part in todo) >> 12
         self._readers = {0: reader} | {one.number: one.reader for one in self._objects}
         self._number, self._journal, self._begun = uffd.fd, Journal(), time.monotonic_ns()
-        self._pidfd = pidfd_open(self._pid)
+        self._name, self._beforehand = pager_name(here or self._pid), beforehand
+        with suppress(NoSuchTask):
+            self._pidfd = pidfd_open(here) if here else -1
         self._fork()
-        os.close(self._pidfd)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
         uffd.close()
 
     def _shared(self) -> list[Part]:
@@ -118,7 +136,8 @@ class Lazy:
 
     def _fork(self) -> None:
         self._ready, ready = os.pipe2(os.O_CLOEXEC)
-        if os.fork() == 0:
+        self._holder = os.fork()
+        if self._holder == 0:
             try:
                 self._detach(ready)
                 self._hold(ready)
@@ -143,6 +162,10 @@ class Lazy:
             os.close(self._ready)
             self._ready = -1
 
+    def end(self) -> int:
+        """Wait for the end of the pager; returns its exit code, 0 if all is in."""
+        return os.waitstatus_to_exitcode(os.waitpid(self._holder, 0)[1])
+
     # --- in the pager's processes
 
     def _detach(self, ready: int) -> None:
@@ -150,7 +173,7 @@ class Lazy:
         os.setsid()
         os.chdir("/")
         with open("/proc/self/comm", "w") as comm:
-            comm.write(pager_name(self._pid))
+            comm.write(self._name)
         for signo in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(signo, signal.SIG_DFL)
         kept = {self._number, self._pidfd, ready}
@@ -182,13 +205,13 @@ class Lazy:
             worker = fork_with_files()
             if worker == 0:
                 if self._work(me, ready):
-                    os._exit(0)
+                    os._exit(self._code)
                 os.close(me)
                 me, failures = pidfd_open(os.getpid()), 0
                 continue
             code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
-            if code == 0:
-                os._exit(0)
+            if code in (0, self.LOST):
+                os._exit(code)
             failures += code > 0
         raise CkptError(f"giving up; pid {self._pid} will be killed")
 
@@ -204,7 +227,7 @@ class Lazy:
         disarm = self._tripwire.disarm
         pager = Pager(late, self._journal, source, self._log, self._wanted, windows, disarm)
         pager.resume()
-        pager.prefetch(_BEFOREHAND)
+        pager.prefetch(self._beforehand)
         with suppress(BrokenPipeError):  # the restore has been told before
             os.write(ready, b"!")
         if not pager.run(holder, ready):
@@ -212,6 +235,7 @@ class Lazy:
         pager.tell()
         self._keep(late)
         collapse(self._pidfd, self._huge)
+        self._code = self.LOST if late.figures.pages[Done.LOST] else 0
         return True
 
     def _keep(self, late: Late) -> None:
@@ -233,11 +257,6 @@ class Lazy:
             with open(f"{self._figures}.new", "w") as file:
                 json.dump(figures, file)
             os.rename(f"{self._figures}.new", self._figures)
-
-
-def _register(uffd: Userfaultfd, entry: pb.vma_entry) -> None:
-    if not uffd.register(entry.start, entry.end, Mode.MISSING):
-        raise KernelError(errno.EINVAL, "UFFDIO_REGISTER", addr=entry.start)
 
 
 def _close_all_but(kept: set[int]) -> None:

@@ -9,7 +9,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,8 +34,9 @@ from ckpt.kernel.ptrace import EVENT_STOP, Options, Tracee
 from ckpt.kernel.remote import Batch, BatchFull, Remote, Segment, Slot, find_syscall
 from ckpt.log import INFO
 from ckpt.memory import inherit, layout, mm, shmem, sysv, vdso, vmas
+from ckpt.memory.handover import Daemon
 from ckpt.memory.inherit import Kept
-from ckpt.memory.pages import Filler, can_be_late
+from ckpt.memory.pages import Filler, by_mapping, can_be_late
 from ckpt.memory.pair import WORTH_TWO, Pair
 from ckpt.memory.vmas import KERNELS_OWN, Status
 from ckpt.namespaces import ipcshm
@@ -106,6 +107,7 @@ class Task:
         room: Room,
         regs: Regs,
         origin: Origin,
+        daemon: Daemon | None,
     ) -> None:
         self.saved, self.options = saved, options
         self.pages = self.shared_pages = self.late_pages = self.compared = self.inherited = 0
@@ -113,7 +115,7 @@ class Task:
         self._lazy: Lazy | None = None
         self._tracees: dict[int, Tracee] = {saved.pid: remote.tracee}
         self._remotes: dict[int, Remote] = {saved.pid: remote}
-        self._room, self._regs, self._origin = room, regs, origin
+        self._room, self._regs, self._origin, self._daemon = room, regs, origin, daemon
         self._kept: dict[int, list[Kept]] = {}
         self._code: list[layout.Range] = []
         self._namespaces: list[Restore] = []
@@ -237,7 +239,9 @@ class Task:
 
     def map(self, files: Files, reader: PageReader) -> None:
         """Make all mappings and fill them, but for what may come late."""
-        filled = [(entry, self._eager(entry, runs)) for entry, runs in self._saved_pages(reader)]
+        filled = [
+            (entry, self._eager(entry, runs)) for entry, runs in by_mapping(self.saved.vmas, reader)
+        ]
         self._share(filled)
         batch = self._batch()
         for entry, runs in filled:
@@ -271,27 +275,36 @@ class Task:
             self._run(self._many(self._batch(), NR.madvise, gone, _MADV_DONTNEED))
 
     def leave_to_pager(self, files: Files, reader: PageReader) -> None:
-        """Have a pager bring what comes late.
+        """Have the daemon, if there is one, or a pager bring what comes late.
 
         Before anything else: a thread's rseq area, say, is written to once it is known.
         """
-        if not (self._late or files.contents.late):
+        if not (self._late or files.contents.late or self._daemon):
             return
-        from ckpt.lazy import Lazy, fetch  # an eager restore starts sooner without it
+        from ckpt.lazy import Lazy, fetch, register  # an eager restore starts sooner without it
 
-        saved = self.saved
-        self._lazy = Lazy(saved.pid, saved.kill_all, saved.first_touched(), self.options)
+        saved, shared = self.saved, files.contents.late
         uffd = fetch(self._leader, self._regs)
-        self._lazy.start(uffd, self._late, files.contents.late, reader)
-        self.late_pages = self._lazy.pages
+        register(uffd, [entry for entry, _ in self._late])
+        if self._daemon:
+            self._daemon.take(saved.pid, uffd)
+            self.late_pages = sum(run.nr_pages for _, runs in self._late for run in runs)
+        else:
+            for _, entries in shared:
+                register(uffd, entries)
+            self._lazy = Lazy(saved.pid, saved.kill_all, saved.first_touched(), self.options)
+            self._lazy.start(uffd, self._late, shared, reader, here=saved.pid)
+            self.late_pages = self._lazy.pages
         self.options.log.line(INFO, f"{self.late_pages} pages come late, {self.pages} are there")
 
     def _eager(self, entry: pb.vma_entry, runs: list[PageRun]) -> list[PageRun]:
         """Return the runs to be filled in at once; put the others aside for the pager."""
         if not self.options.lazy_pages or not can_be_late(entry):
             return runs
-        # What we and it touch first is there at once: the pager is only starting meanwhile.
-        first = [(at & -_AT_ONCE, (at & -_AT_ONCE) + _AT_ONCE) for at in self.saved.first_touched()]
+        # What we and it touch first is there at once: the pager is only starting meanwhile. CRIU's
+        # daemon runs, and never comes to an end where a page is there that is marked as late.
+        touched = [] if self._daemon else self.saved.first_touched()
+        first = [(at & -_AT_ONCE, (at & -_AT_ONCE) + _AT_ONCE) for at in touched]
         now, late = [], []
         for run in runs:
             whole = [(run.vaddr, run.end)]
@@ -314,20 +327,6 @@ class Task:
             self._run(batch)
             self.pages += filler.check()
             runs = runs[taken:]
-
-    def _saved_pages(self, reader: PageReader) -> Iterator[tuple[pb.vma_entry, list[PageRun]]]:
-        """Yield each mapping with the saved runs in it, cut to it."""
-        runs = iter(reader)
-        run = next(runs, None)
-        for entry in self.saved.vmas:
-            found = []
-            while run and run.vaddr < entry.end:
-                if run.end > entry.start and vmas.is_private(entry):
-                    found.append(run.part(entry.start, entry.end))
-                if run.end > entry.end:
-                    break
-                run = next(runs, None)
-            yield entry, found
 
     def become(self, files: Files, *, shares_fs: bool) -> None:
         """Take on what the whole process shares; its parent sees to what both do."""

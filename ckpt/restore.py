@@ -11,6 +11,7 @@ from ckpt.image import pb, stats
 from ckpt.image.directory import ImageDir
 from ckpt.image.pages import PageReader
 from ckpt.interrupt import too_late
+from ckpt.memory.handover import found
 from ckpt.options import RestoreOptions
 from ckpt.saved import Files, read
 from ckpt.task.cgroups import Cgroups
@@ -47,9 +48,11 @@ def restore(options: RestoreOptions) -> RestoreReport:
         hooks = Hooks(options)
         hooks.pre_restore()
         log.stage("files")
-        files = stack.enter_context(Files(image, saved, options))
+        daemon = stack.enter_context(found(options.stats_dir, wanted=options.lazy_pages))
+        late = options.lazy_pages and daemon is None  # a daemon knows of private memory only
+        files = stack.enter_context(Files(image, saved, options, late=late))
         groups = stack.enter_context(Cgroups(image, saved.tasks[saved.pid].leader, options))
-        tree = stack.enter_context(Tree(saved, options))
+        tree = stack.enter_context(Tree(saved, options, daemon))
         log.stage("fork")
         tree.begin(files, readers)
         groups.join(saved.pid, saved.tasks[saved.pid].leader)

@@ -241,14 +241,19 @@ def _late_objects(
 
 
 class Files:
-    """Every file that the processes of an image need, as descriptors of ours that they inherit."""
+    """Every file that the processes of an image need, as descriptors of ours that they inherit.
 
-    def __init__(self, image: ImageDir, saved: Saved, options: RestoreOptions) -> None:
+    late says whether shared memory may be filled when they run.
+    """
+
+    def __init__(
+        self, image: ImageDir, saved: Saved, options: RestoreOptions, *, late: bool = False
+    ) -> None:
         external.check(options.external)
         external.check_inherited(options)
         entries = {entry.id: entry for entry, _ in image.records("files")}
-        late = _late_objects(image, saved, entries) if options.lazy_pages else {}
-        self.contents = Contents(image, late)
+        objects = _late_objects(image, saved, entries) if late else {}
+        self.contents = Contents(image, objects)
         self._make = Restore(image, options, entries, self.contents)
         tables = {task.ids.files_id: task.fdinfo for task in saved.tasks.values()}
         self._opened = Opened(tables.values(), self._make)

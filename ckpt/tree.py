@@ -28,6 +28,7 @@ from ckpt.kernel.remote import Remote, quiet_signal
 from ckpt.kernel.subreaper import Subreaper
 from ckpt.kernel.witness import Witness
 from ckpt.memory import vdso
+from ckpt.memory.handover import Daemon
 from ckpt.options import RestoreOptions
 from ckpt.pstree import Do, Item, State, Step
 from ckpt.rebuild import Origin, Room, Task, clone_error
@@ -42,14 +43,14 @@ _OPTIONS = Options.SYSGOOD | Options.FORK | Options.CLONE | Options.EXITKILL
 class Tree:
     """The tasks; leaving the `with` block before `run` has let them go kills them all."""
 
-    def __init__(self, saved: Saved, options: RestoreOptions) -> None:
+    def __init__(self, saved: Saved, options: RestoreOptions, daemon: Daemon | None = None) -> None:
         root = saved.items[0]
         if not root.leads_session and not options.shell_job:
             raise OptionsError(
                 f"pid {root.pid} was in session {root.sid}, whose leader is not in the image",
                 hint="--shell-job puts it into this session",
             )
-        self.saved, self.options = saved, options
+        self.saved, self.options, self._daemon = saved, options, daemon
         self.tasks: list[Task] = []
         """In the order in which they are made: parents first."""
         self.forking_ns = 0
@@ -143,6 +144,9 @@ class Tree:
         self._set_foreground(files)
         for task in self.tasks:
             task.leave_to_pager(files, self._readers[task.saved.pid])
+        if self._daemon:
+            for pid in self.saved.dead:
+                self._daemon.pass_over(pid)
 
     def _fork_root(self, pid: int) -> None:
         flags = _CLONE_PARENT if self.options.sibling else 0
@@ -211,7 +215,7 @@ class Tree:
         """Empty a task that was forked; who is only to end stays as it is."""
         if item.state is State.ALIVE:
             saved, remote = self.saved.tasks[item.pid], self._remotes[item.pid]
-            task = Task(saved, self.options, remote, self._room, self._regs, origin)
+            task = Task(saved, self.options, remote, self._room, self._regs, origin, self._daemon)
             self.tasks.append(task)
             origin = task.begin(files, self._readers[item.pid])
         self._origins[item.pid] = origin
@@ -276,6 +280,8 @@ class Tree:
             task.arm()
             task.go_home()
         self._room.segment.close()
+        if self._daemon:
+            self._daemon.finish()
         ready(self.saved.pid)
         for task in self.tasks:
             task.close_namespaces(ok=True)

@@ -24,7 +24,7 @@ LAYERS = (
     {"engine"},
     {"targets"},
     {"write"},
-    {"dump", "restore", "check", "cpuinfo", "dedup"},
+    {"dump", "restore", "check", "cpuinfo", "dedup", "lazypages"},
     {"rpc"},
     {"cli"},
     {"__init__", "__main__"},

@@ -142,7 +142,7 @@ def _add(
         value = next(rest, None)
         if value is None:
             raise OptionsError(f"--{option.name} needs a value: {option.metavar}")
-    if option.metavar in ("N", "PID", "SECONDS") and value:
+    if option.metavar in ("N", "PID", "FD", "SECONDS") and value:
         _number(option.name, value)
     if option.accepts and value not in option.accepts:
         raise OptionsError(

@@ -3,6 +3,7 @@
 
 import os
 import signal
+from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -119,7 +120,7 @@ def _restore(arguments: Arguments, log: LineLog) -> int:
 
     options = restore_options(arguments, log)
     _check_inherited(options)
-    pidfile = _create_pidfile(options)
+    pidfile = _create_pidfile(options.pidfile)
     try:
         report = restore(options)
     except BaseException:
@@ -127,9 +128,7 @@ def _restore(arguments: Arguments, log: LineLog) -> int:
             os.close(pidfile)
             os.unlink(options.pidfile)
         raise
-    if options.pidfile:
-        os.write(pidfile, str(report.pid).encode())
-        os.close(pidfile)
+    _write_pid(pidfile, report.pid)
     figures = {
         "pid": report.pid,
         "images_dir": os.path.abspath(options.images_dir),
@@ -141,6 +140,44 @@ def _restore(arguments: Arguments, log: LineLog) -> int:
     }
     _print_figures(figures, arguments, log)
     return 0 if options.detached else _wait(report.pid)
+
+
+def _lazy_pages(arguments: Arguments, log: LineLog) -> int:
+    from ckpt.lazypages import lazy_pages
+
+    options = RestoreOptions(
+        images_dir=os.path.abspath(arguments.text("images-dir") or "."),
+        work_dir=os.path.abspath(_work_dir(arguments)),
+        record=not arguments.has("no-record"),
+        log=log,
+    )
+    report = lazy_pages(options, partial(_ready, arguments, _create_pidfile(_pidfile(arguments))))
+    figures = {
+        "images_dir": options.images_dir,
+        "tasks": report.tasks,
+        "late_pages": report.pages,
+    }
+    _print_figures(figures, arguments, log)
+    return 0
+
+
+def _ready(arguments: Arguments, pidfile: int) -> None:
+    """Go on in the background, if that is asked for, and tell that whoever needs us may begin."""
+    if arguments.has("restore-detached") or arguments.has("daemon"):
+        if child := os.fork():
+            _write_pid(pidfile, child)
+            os._exit(0)
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)
+        os.close(null)
+    else:
+        _write_pid(pidfile, os.getpid())
+    status = arguments.number("status-fd")
+    if status is not None:
+        os.write(status, b"\0")
+        os.close(status)
 
 
 def _cpuinfo(arguments: Arguments, log: LineLog) -> int:
@@ -173,6 +210,7 @@ _STORIES = {
     "dump": _dump,
     "pre-dump": _pre_dump,
     "restore": _restore,
+    "lazy-pages": _lazy_pages,
     "cpuinfo": _cpuinfo,
     "dedup": _dedup,
 }
@@ -189,14 +227,20 @@ def _check_inherited(options: RestoreOptions) -> None:
             raise OptionsError(f"--inherit-fd fd[{fd}]:{key}: we have no descriptor {fd}")
 
 
-def _create_pidfile(options: RestoreOptions) -> int:
+def _create_pidfile(path: str | None) -> int:
     """Open it before anything is restored, so that its failure is not found out afterwards."""
-    if not options.pidfile:
+    if not path:
         return -1
     try:
-        return os.open(options.pidfile, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise OptionsError(f"--pidfile {options.pidfile}: {error.strerror}") from error
+        raise OptionsError(f"--pidfile {path}: {error.strerror}") from error
+
+
+def _write_pid(pidfile: int, pid: int) -> None:
+    if pidfile >= 0:
+        os.write(pidfile, str(pid).encode())
+        os.close(pidfile)
 
 
 def _wait(pid: int) -> int:
@@ -257,14 +301,13 @@ def _passes(arguments: Arguments, engine: str) -> int | None:
 
 def restore_options(arguments: Arguments, log: LineLog) -> RestoreOptions:
     """Return what `restore` is asked to do; a sibling cannot be waited for. Raises OptionsError."""
-    pidfile = arguments.text("pidfile")
     sibling = arguments.has("restore-sibling")
     return RestoreOptions(
         detached=arguments.has("restore-detached") or sibling,
         sibling=sibling,
         lazy_pages=arguments.has("lazy-pages"),
         record=not arguments.has("no-record"),
-        pidfile=os.path.join(_work_dir(arguments), pidfile) if pidfile else None,
+        pidfile=_pidfile(arguments),
         cgroup_roots=dict(map(_cgroup_root, arguments.values.get("cgroup-root", []))),
         inherit_fd=dict(map(_inherited, arguments.values.get("inherit-fd", []))),
         **_common(arguments, log),
@@ -330,6 +373,11 @@ def _inherited(text: str) -> tuple[str, int]:
 
 def _work_dir(arguments: Arguments) -> str:
     return arguments.text("work-dir") or arguments.text("images-dir") or "."
+
+
+def _pidfile(arguments: Arguments) -> str | None:
+    name = arguments.text("pidfile")
+    return os.path.join(_work_dir(arguments), name) if name else None
 
 
 def _open_log(arguments: Arguments) -> LineLog:

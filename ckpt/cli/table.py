@@ -33,6 +33,7 @@ VERBS = {
     "dump": Verb("write a running process into a directory of image files"),
     "pre-dump": Verb("write it and let it run on: the next dump will have less to write"),
     "restore": Verb("make the process in a directory of image files again"),
+    "lazy-pages": Verb("bring the pages of a restore that is lazy; ends when all are in"),
     "check": Verb("tell what this kernel and these privileges allow"),
     "cpuinfo": Verb("write what this CPU is, or check it against that", ("dump|check",)),
     "dedup": Verb("free the pages of older images that the one in -D has anew"),
@@ -40,7 +41,8 @@ VERBS = {
 }
 
 _DUMP, _RESTORE, _BOTH = ("dump",), ("restore",), ("dump", "restore")
-_IMAGES = (*_BOTH, "cpuinfo", "dedup")
+_DAEMONS = ("lazy-pages",)
+_IMAGES = (*_BOTH, "cpuinfo", "dedup", *_DAEMONS)
 
 OPTIONS = (
     Option("tree", "t", "PID", "the process to dump", _DUMP),
@@ -60,11 +62,31 @@ OPTIONS = (
     ),
     Option("max-rate", "", "SIZE", "bytes a second to copy while the process runs", _DUMP),
     Option("buffer", "", "SIZE", "memory of the process to hold at once; default: 64M", _DUMP),
-    Option("restore-detached", "d", "", "do not wait for the end of what is restored", _RESTORE),
+    Option(
+        "restore-detached",
+        "d",
+        "",
+        "do not wait for its end; lazy-pages: in the background",
+        (*_RESTORE, *_DAEMONS),
+    ),
+    Option("daemon", "", "", "the same, of lazy-pages", _DAEMONS),
+    Option("status-fd", "", "FD", "write a zero byte to FD when a restore may begin", _DAEMONS),
     Option("lazy-pages", "", "", "run at once, pages come as they are touched", _RESTORE),
-    Option("no-record", "", "", "do not keep what a lazy restore missed, for the next", _RESTORE),
+    Option(
+        "no-record",
+        "",
+        "",
+        "do not keep what a lazy restore missed, for the next",
+        (*_RESTORE, *_DAEMONS),
+    ),
     Option("restore-sibling", "S", "", "make it a child of our parent, not of us", _RESTORE),
-    Option("pidfile", "", "FILE", "write the pid of what is restored to FILE", _BOTH),
+    Option(
+        "pidfile",
+        "",
+        "FILE",
+        "write the pid of what is restored, or of the daemon, to FILE",
+        (*_BOTH, *_DAEMONS),
+    ),
     Option("shell-job", "j", "", "its session is a shell's, which is not dumped with it", _BOTH),
     Option("prev-images-dir", "", "DIR", "the image before this one, seen from -D", _DUMP),
     Option("auto-dedup", "", "", "free what older images have and this one has anew", _DUMP),
@@ -117,7 +139,7 @@ IGNORED = (
     Option("pre-dump-mode", "", "MODE"),
 )
 
-LATER_VERBS = frozenset(("page-server", "lazy-pages", "service", "swrk"))
+LATER_VERBS = frozenset(("page-server", "service", "swrk"))
 
 LATER = frozenset(
     (
@@ -127,7 +149,7 @@ LATER = frozenset(
         *("cgroup-dump-controller", "lsm-profile", "lsm-mount-context", "skip-mnt", "enable-fs"),
         *("ext-mount-map", "enable-external-masters", "enable-external-sharing", "empty-ns"),
         *("join-ns", "file-validation", "skip-file-rwx-check", "page-server"),
-        *("address", "port", "ps-socket", "daemon", "status-fd", "pidfd-store", "tls"),
+        *("address", "port", "ps-socket", "pidfd-store", "tls"),
         *("tls-cacert", "tls-cacrl", "tls-cert", "tls-key", "tls-no-cn-verify", "veth-pair"),
     )
 )

@@ -8,6 +8,7 @@ signal (F_SETSIG), SIGKILL included. So no process of ours has to be alive to ki
 import fcntl
 import os
 import signal
+from contextlib import suppress
 
 from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import check, ffi, syscall
@@ -41,7 +42,8 @@ class Tripwire:
             reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             os.dup2(writer, place, inheritable=False)
             os.close(writer)
-            fcntl.fcntl(reader, fcntl.F_SETOWN, owner)
+            with suppress(ProcessLookupError):  # it has been killed already
+                fcntl.fcntl(reader, fcntl.F_SETOWN, owner)
             fcntl.fcntl(reader, _F_SETSIG, signal.SIGKILL)
             fcntl.fcntl(reader, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
             self._readers.append(reader)

@@ -87,6 +87,23 @@ def flags_of(entry: pb.vma_entry) -> int:
     return PE_PRESENT | (PE_LAZY if can_be_late(entry) else 0)
 
 
+def by_mapping(
+    mappings: Iterable[pb.vma_entry], reader: PageReader
+) -> Iterator[tuple[pb.vma_entry, list[PageRun]]]:
+    """Yield each mapping with the saved runs in it, cut to it."""
+    runs = iter(reader)
+    run = next(runs, None)
+    for entry in mappings:
+        found = []
+        while run and run.vaddr < entry.end:
+            if run.end > entry.start and is_private(entry):
+                found.append(run.part(entry.start, entry.end))
+            if run.end > entry.end:
+                break
+            run = next(runs, None)
+        yield entry, found
+
+
 def copy(
     pid: int,
     mem: int,

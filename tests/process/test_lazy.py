@@ -266,7 +266,7 @@ def test_truncated_pages(place: Path) -> None:
     """A pages file that becomes too short: SIGBUS for what is missing, and only for that."""
     images = place / "images"
     with dumped(way("until-it-hurts"), place) as target:
-        _prefetch_what_is_small(images, target.pid)
+        prefetch_what_is_small(images, target.pid)
         restore(target, images, "-o", "restore.log")
         (pages,) = images.glob("pages-*.img")
         os.truncate(pages, pages.stat().st_size // 4)
@@ -297,7 +297,7 @@ def test_truncated_pages_of_shared_memory(place: Path) -> None:
     assert "a page of shared memory cannot be read" in (images / "restore.log").read_text()
 
 
-def _prefetch_what_is_small(images: Path, pid: int) -> None:
+def prefetch_what_is_small(images: Path, pid: int) -> None:
     """Have the pager bring first what the program itself cannot live without: its stack, say."""
     with ImageDir.open(images) as image:
         vmas = image.read("mm", pid).vmas
