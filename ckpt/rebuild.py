@@ -9,7 +9,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,6 +28,7 @@ from ckpt.image.directory import ImageDir
 from ckpt.image.pages import PAGE, PE_LAZY, PageReader, PageRun
 from ckpt.kernel import features, procfs
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
+from ckpt.kernel.errands import Errand, Errands
 from ckpt.kernel.ffi import check
 from ckpt.kernel.nsfs import entered
 from ckpt.kernel.ptrace import EVENT_STOP, Options, Tracee
@@ -118,6 +119,8 @@ class Task:
         self._room, self._regs, self._origin, self._daemon = room, regs, origin, daemon
         self._kept: dict[int, list[Kept]] = {}
         self._code: list[layout.Range] = []
+        self.origin: Origin
+        """What forks of it have from it, once it has begun."""
         self._namespaces: list[Restore] = []
 
     def close(self, *, ok: bool) -> None:
@@ -132,7 +135,8 @@ class Task:
             make.close(ok=ok)
 
     @property
-    def _is_stopped(self) -> bool:
+    def is_stopped(self) -> bool:
+        """Say whether it stood still, by a signal."""
         return bool(self.saved.leader.tc.task_state == process.TASK_STOPPED)
 
     @property
@@ -163,12 +167,11 @@ class Task:
 
     # --- the steps
 
-    def begin(self, files: Files, reader: PageReader) -> Origin:
+    def begin(self, files: Files, reader: PageReader) -> Errands:
         """Empty its memory of all but the vDSO, put in its place, and what it has of its maker's.
 
-        Returns what forks of it have. The exe link is set while nothing is mapped: the kernel
-        refuses it (EBUSY) while a mapping of the old one is left, which is ours, but may be the
-        new one as well.
+        The exe link is set while nothing is mapped: the kernel refuses it (EBUSY) while a mapping
+        of the old one is left, which is ours, but may be the new one as well.
         """
         saved, group, maker = self.saved, self._origin.vdso, self._origin.saved
         wanted = vdso.wanted(saved.vmas)
@@ -186,9 +189,9 @@ class Task:
         if group and place:
             vdso.move(group, place, [*self._room.busy, *kept], batch)
         mm.restore(saved.mm, files.exe(saved.mm), batch, maker.mm if maker else None)
-        self._run(batch)
+        yield Errand(self._leader, batch)
         self._code = self._kept_code(place)
-        return Origin(place, saved, reader)
+        self.origin = Origin(place, saved, reader)
 
     def _kept_code(self, place: vdso.Group | None) -> list[layout.Range]:
         """Return where the task keeps code: in it is the call that takes the stub away."""
@@ -237,13 +240,11 @@ class Task:
         for make in self._namespaces:
             make.close(ok=ok)
 
-    def map(self, files: Files, reader: PageReader) -> None:
+    def map(self, files: Files, reader: PageReader) -> Errands:
         """Make all mappings and fill them, but for what may come late."""
-        filled = [
-            (entry, self._eager(entry, runs)) for entry, runs in by_mapping(self.saved.vmas, reader)
-        ]
-        self._share(filled)
-        batch = self._batch()
+        saved = by_mapping(self.saved.vmas, reader)
+        filled = [(entry, self._eager(entry, runs)) for entry, runs in saved]
+        batch = self._many(self._batch(), NR.madvise, self._share(filled), _MADV_DONTNEED)
         for entry, runs in filled:
             if pieces := self._kept.get(entry.start):
                 inherit.complete(entry, pieces, files.mapped(entry), batch, fill=bool(runs))
@@ -252,16 +253,16 @@ class Task:
         for entry, runs in filled:
             if runs and entry.madv >> _MADV_HUGEPAGE & 1:  # now, to be filled with huge pages
                 batch.call(NR.madvise, entry.start, entry.end - entry.start, _MADV_HUGEPAGE)
-        self._run(batch)
-        self._fill([run for _, runs in filled for run in runs], reader)
+        yield Errand(self._leader, batch)
+        yield from self._fill([run for _, runs in filled for run in runs], reader)
         batch = self._batch()
         for entry, runs in filled:
             if not entry.status & KERNELS_OWN:
                 vmas.finish(entry, batch, fill=bool(runs))
-        self._run(batch)
+        yield Errand(self._leader, batch)
 
-    def _share(self, filled: list[tuple[pb.vma_entry, list[PageRun]]]) -> None:
-        """Leave those pages to be filled that differ from its maker's; give back what it lacks."""
+    def _share(self, filled: list[tuple[pb.vma_entry, list[PageRun]]]) -> list[layout.Range]:
+        """Leave those pages to be filled that differ from its maker's; return what it lacks."""
         gone: list[layout.Range] = []
         makers = self._origin.reader.runs if self._origin.reader else []
         for at, (entry, runs) in enumerate(filled):
@@ -271,8 +272,7 @@ class Task:
                 gone += found.gone
                 self.compared += found.compared
                 self.inherited += found.same
-        if gone:
-            self._run(self._many(self._batch(), NR.madvise, gone, _MADV_DONTNEED))
+        return gone
 
     def leave_to_pager(self, files: Files, reader: PageReader) -> None:
         """Have the daemon, if there is one, or a pager bring what comes late.
@@ -315,7 +315,7 @@ class Task:
             self._late.append((entry, late))
         return now
 
-    def _fill(self, runs: list[PageRun], reader: PageReader) -> None:
+    def _fill(self, runs: list[PageRun], reader: PageReader) -> Errands:
         if sum(run.nr_pages for run in runs) * PAGE >= WORTH_TWO and (os.cpu_count() or 1) > 1:
             with Pair(self._leader, self._regs, self._room.second) as pair:
                 self.pages += pair.fill(runs, reader)
@@ -324,56 +324,55 @@ class Task:
         while runs:
             batch = self._batch()
             taken = filler.ask(runs, batch)
-            self._run(batch)
+            yield Errand(self._leader, batch)
             self.pages += filler.check()
             runs = runs[taken:]
 
-    def become(self, files: Files, *, shares_fs: bool) -> None:
+    def become(self, files: Files, *, shares_fs: bool) -> Errands:
         """Take on what the whole process shares; its parent sees to what both do."""
         saved = self.saved
         batch = self._batch()
         process.restore(saved.leader.tc, batch)
         if not shares_fs:
             files.restore_fs(saved.fs, batch)
-        self._run(batch)
+        yield Errand(self._leader, batch)
         process.restore_outside(saved.leader.tc, saved.pid)
 
-    def place(self, files: Files) -> None:
+    def place(self, files: Files) -> Errands:
         """Put all descriptors in their places, and close the others that it has from us."""
         batch = self._batch()
         table = files.table(self.saved)
         table.place(self.saved.pid, batch)
         table.close_rest(batch)
-        self._run(batch)
+        yield Errand(self._leader, batch)
 
-    def connect(self, files: Files) -> None:
+    def connect(self, files: Files) -> Errands:
         """Connect what hangs on numbers.
 
         Ours are closed by now, in all tasks: while a pipe's other end is open somewhere, an epoll
         set would not see it closed.
         """
         table = files.table(self.saved)
-        self._in_batches(table.connect)
+        batch = self._last_of(table.connect)
+        yield Errand(self._leader, batch)
         batch = self._batch()
         process.restore_limits(self.saved.leader.tc, self.saved.pid, batch)
-        self._run(batch)
+        yield Errand(self._leader, batch)
         table.lock(self.saved.pid, self._batch, self._run)
 
-    def _in_batches(self, add: Callable[[Batch], None]) -> None:
-        """Have calls added and made, by as many batches as it takes."""
+    def _last_of(self, add: Callable[[Batch], None]) -> Batch:
+        """Have calls added and made, by as many batches as it takes; return what is left to run."""
         while True:
             batch = self._batch()
             try:
                 add(batch)
+                return batch
             except BatchFull:
                 if not batch.calls:
                     raise
                 self._run(batch)
-                continue
-            self._run(batch)
-            return
 
-    def make_threads(self) -> None:
+    def make_threads(self) -> Errands:
         """Make the other threads, stopped before their first instruction."""
         others = [tid for tid in self.saved.tids if tid != self.saved.pid]
         batch = self._batch()
@@ -385,27 +384,30 @@ class Task:
             args = batch.data(b"".join(word.to_bytes(8, "little") for word in words))
             batch.call(NR.clone3, args, 88, must=True)
         try:
-            self._run(batch)
+            yield Errand(self._leader, batch)
         except KernelError as error:
             raise clone_error(error.errno or 0, others[-1]) from error
-        for tid in others:
-            tracee = self._tracees[tid] = Tracee.born(tid)
-            slot = self._room.thread()
-            self._remotes[tid] = Remote(tracee, self.saved.pid, slot, signo=self._leader.signo)
+        for tracee in Tracee.all_born(others):
+            self._tracees[tracee.tid] = tracee
+            slot, signo = self._room.thread(), self._leader.signo
+            self._remotes[tracee.tid] = Remote(tracee, self.saved.pid, slot, signo=signo)
 
-    def finish(self) -> None:
-        """Make every thread what it was."""
-        saved, ours = self.saved, procfs.status("self")
+    def finish(self) -> Iterator[Errands]:
+        """Make every thread what it was: yield what each has to do."""
+        ours = procfs.status("self")
         for tid, remote in self._remotes.items():
-            core = saved.cores[tid]
-            batch = remote.batch()
-            thread.restore(core.thread_core, regs.clear_tid(core), ours, batch)
-            # Only a thread itself may queue what the kernel or tgkill(2) has sent it.
-            signals.restore(core.thread_core.signals_p, saved.pid, tid, batch)
-            remote.run(batch, self._regs, 0)
-            sched.restore(tid, core.thread_core)
+            yield self._finish(tid, remote, ours)
 
-    def arm(self) -> None:
+    def _finish(self, tid: int, remote: Remote, ours: procfs.Status) -> Errands:
+        core = self.saved.cores[tid]
+        batch = remote.batch()
+        thread.restore(core.thread_core, regs.clear_tid(core), ours, batch)
+        # Only a thread itself may queue what the kernel or tgkill(2) has sent it.
+        signals.restore(core.thread_core.signals_p, self.saved.pid, tid, batch)
+        yield Errand(remote, batch)
+        sched.restore(tid, core.thread_core)
+
+    def arm(self) -> Errands:
         """Last of all, what would go off, or what others see."""
         saved = self.saved
         batch = self._batch()
@@ -415,7 +417,7 @@ class Task:
         signals.forget(signal.SIGCHLD, batch)  # of children that have ended, or stopped, for us
         signals.restore(saved.leader.tc.signals_s, saved.pid, None, batch)
         timers.arm(task_timers, batch)
-        self._run(batch)
+        yield Errand(self._leader, batch)
 
     def await_pager(self) -> None:
         """Wait until the pager, if there is one, serves."""
@@ -441,7 +443,7 @@ class Task:
             else:
                 remote.go_home(wanted, self.saved.sigmask(tid))
 
-        if self._is_stopped:
+        if self.is_stopped:
             self._stop()
 
     def _stop(self) -> None:
@@ -465,7 +467,7 @@ class Task:
             tracee.detach()
         deadline = time.monotonic() + _TO_STOP
         with suppress(NoSuchTask):  # somebody has killed it
-            while self._is_stopped and time.monotonic() < deadline:
+            while self.is_stopped and time.monotonic() < deadline:
                 if procfs.stat(self.saved.pid).state == "T":
                     break
                 time.sleep(_TO_STOP / 1000)

@@ -9,8 +9,9 @@ import os
 import signal
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +23,7 @@ from ckpt.image.pages import PageReader
 from ckpt.interrupt import uninterrupted
 from ckpt.kernel import maps
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
+from ckpt.kernel.errands import Errands, side_by_side
 from ckpt.kernel.ffi import ffi, lib
 from ckpt.kernel.ptrace import WALL, Options, Tracee, reap
 from ckpt.kernel.remote import Remote, quiet_signal
@@ -57,7 +59,9 @@ class Tree:
         self._plan = pstree.plan(saved.items)
         self._shares = _shared(self._plan, saved)
         self._remotes: dict[int, Remote] = {}
-        self._origins: dict[int, Origin] = {}
+        self._empty: dict[int, Task] = {}
+        self._made: dict[int, Task] = {}
+        self._bare: dict[int, Origin] = {}
         self._readers: dict[int, PageReader] = {}
         self._room: Room
         self._regs: Regs
@@ -123,24 +127,28 @@ class Tree:
         root = self.saved.items[0]
         self._fork_root(root.pid)
         self.forking_ns = time.monotonic_ns() - since
-        self._begin(root, Origin(vdso.ours(ours)), files)
+        self._take(root, Origin(vdso.ours(ours)))
 
     def grow(self, files: Files, image: ImageDir) -> None:
-        """Give the root its memory, then have every task forked, with its own."""
+        """Give the root its memory, then have every task forked, with its own.
+
+        Who is forked is given its memory before it forks others itself, or with all at the end.
+        """
+        fill = partial(self._fill, files, image)
         for step in self._plan:
             match step.do:
-                case Do.FORK | Do.ORPHAN:
-                    if step.by:
-                        with uninterrupted():  # or one that was made would not be known
-                            self._fork(step, files)
-                    if step.item.state is State.ALIVE:
-                        self._fill(self.tasks[-1], files, image)
+                case Do.FORK | Do.ORPHAN if step.by:
+                    if step.by in self._empty:
+                        fill()
+                    with uninterrupted():  # or one that was made would not be known
+                        self._fork(step)
                 case Do.SETSID:
                     self._lead_session(step.item, files)
                 case Do.SETPGID:
                     self._call(step.item.pid, NR.setpgid, 0, step.by)
                 case Do.END:
                     self._end(step.item)
+        fill()
         self._set_foreground(files)
         for task in self.tasks:
             task.leave_to_pager(files, self._readers[task.saved.pid])
@@ -164,7 +172,7 @@ class Tree:
             os.close(lifeline[0])
         self._regs = tracee.regs()._replace(orig_ax=NO_SYSCALL)
 
-    def _fork(self, step: Step, files: Files) -> None:
+    def _fork(self, step: Step) -> None:
         """Have a task fork another: for itself, for its parent, or as an orphan."""
         item, since = step.item, time.monotonic_ns()
         flags = self._shares[item.pid]
@@ -175,7 +183,7 @@ class Tree:
         else:  # a sibling has its maker's exit signal
             self._clone(self._remotes[step.by], item.pid, flags | _CLONE_PARENT, 0)
         self.forking_ns += time.monotonic_ns() - since
-        self._begin(item, self._origins[step.by], files)
+        self._take(item, self._origin(step.by))
 
     def _fork_orphan(self, step: Step) -> None:
         """Have a child of a task fork another, and end: its nearest subreaper is the new parent."""
@@ -211,18 +219,33 @@ class Tree:
         signo = quiet_signal(0, pending)
         self._remotes[pid] = Remote(tracee, pid, slot or self._room.thread(), signo=signo)
 
-    def _begin(self, item: Item, origin: Origin, files: Files) -> None:
-        """Empty a task that was forked; who is only to end stays as it is."""
-        if item.state is State.ALIVE:
-            saved, remote = self.saved.tasks[item.pid], self._remotes[item.pid]
-            task = Task(saved, self.options, remote, self._room, self._regs, origin, self._daemon)
-            self.tasks.append(task)
-            origin = task.begin(files, self._readers[item.pid])
-        self._origins[item.pid] = origin
+    def _take(self, item: Item, origin: Origin) -> None:
+        """Take note of a task that was forked; who is only to end stays as it is."""
+        if item.state is not State.ALIVE:
+            self._bare[item.pid] = origin
+            return
+        saved, remote = self.saved.tasks[item.pid], self._remotes[item.pid]
+        task = Task(saved, self.options, remote, self._room, self._regs, origin, self._daemon)
+        self.tasks.append(task)
+        self._empty[item.pid] = task
 
-    def _fill(self, task: Task, files: Files, image: ImageDir) -> None:
-        task.join_namespaces(image)
-        task.map(files, self._readers[task.saved.pid])
+    def _origin(self, pid: int) -> Origin:
+        """Return what forks of a task have from it."""
+        return self._bare[pid] if pid in self._bare else self._made[pid].origin
+
+    def _fill(self, files: Files, image: ImageDir) -> None:
+        """Empty the tasks that were forked since, and give them their own memory."""
+        tasks = list(self._empty.values())
+        self._empty.clear()
+        readers = self._readers
+        self._together(task.begin(files, readers[task.saved.pid]) for task in tasks)
+        for task in tasks:
+            task.join_namespaces(image)
+            self._made[task.saved.pid] = task
+        self._together(task.map(files, readers[task.saved.pid]) for task in tasks)
+
+    def _together(self, steps: Iterable[Errands]) -> None:
+        side_by_side(steps, self._regs)
 
     def _call(self, pid: int, nr: NR, *args: int) -> None:
         batch = self._remotes[pid].batch()
@@ -254,30 +277,35 @@ class Tree:
 
     def become(self, files: Files) -> None:
         """Have all take on what is each process's own, and make their threads."""
-        for task in self.tasks:
-            task.become(files, shares_fs=bool(self._shares[task.saved.pid] & _CLONE_FS))
-            task.make_threads()
+        shares = self._shares
+        self._together(
+            task.become(files, shares_fs=bool(shares[task.saved.pid] & _CLONE_FS))
+            for task in self.tasks
+        )
+        self._together(task.make_threads() for task in self.tasks)
 
     def open(self, files: Files) -> None:
         """Put all descriptors in their places, close ours, and connect what hangs on numbers."""
-        for task in self.tasks:
-            if not self._shares[task.saved.pid] & _CLONE_FILES:
-                task.place(files)
+        own = [task for task in self.tasks if not self._shares[task.saved.pid] & _CLONE_FILES]
+        alone = [task for task in own if files.table(task.saved).opens_inside]
+        for task in alone:  # one may have it from another
+            self._together([task.place(files)])
+        self._together(task.place(files) for task in own if task not in alone)
         files.close(ok=True)
-        for task in self.tasks:
-            task.connect(files)
+        self._together(task.connect(files) for task in self.tasks)
 
     def finish(self) -> None:
         """Make every thread what it was."""
-        for task in self.tasks:
-            task.finish()
+        self._together(step for task in self.tasks for step in task.finish())
 
     def run(self, ready: Callable[[int], None]) -> None:
         """Give all threads their registers, take the stub away, call ready(pid), let them go."""
         for task in self.tasks:
             task.await_pager()
-        for task in reversed(self.tasks):  # a child that stops tells its parent
-            task.arm()
+        self._stop()
+        running = [task for task in self.tasks if not task.is_stopped]
+        self._together(task.arm() for task in running)
+        for task in running:
             task.go_home()
         self._room.segment.close()
         if self._daemon:
@@ -291,6 +319,13 @@ class Tree:
         except KeyboardInterrupt:
             if not self._started:
                 raise  # else it is too late
+
+    def _stop(self) -> None:
+        """Have those stop who were: their parents are told, and forget that when they are armed."""
+        for task in reversed(self.tasks):
+            if task.is_stopped:
+                self._together([task.arm()])
+                task.go_home()
 
     def _let_go(self) -> None:
         """Let all go, or none: if we die on the way, what becomes of one becomes of all."""

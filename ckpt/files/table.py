@@ -108,6 +108,11 @@ class FileTable:
         self._fdinfo = sorted(fdinfo, key=lambda entry: entry.fd)
         self._opened = opened
 
+    @property
+    def opens_inside(self) -> bool:
+        """Say whether the task opens some files itself, or has them from one that did."""
+        return any(self._opened.local(entry.id) == INSIDE for entry in self._fdinfo)
+
     def place(self, pid: int, batch: Batch) -> None:
         """Put every descriptor in its place. Runs in the task `pid`, one call each.
 

@@ -96,10 +96,20 @@ class Tracee:
     @classmethod
     def born(cls, tid: int) -> "Tracee":
         """Take a thread that a tracee with Options.CLONE has made: seized with it, and stopped."""
-        tracee = cls.__new__(cls)
-        tracee._begin(tid)
-        tracee.wait()
-        return tracee
+        return cls.all_born([tid])[0]
+
+    @classmethod
+    def all_born(cls, tids: Iterable[int]) -> list["Tracee"]:
+        """Take several at once."""
+        tracees = []
+        for tid in tids:
+            tracee = cls.__new__(cls)
+            tracee._begin(tid)
+            tracees.append(tracee)
+        hear(tracees)
+        for tracee in tracees:
+            tracee.wait()
+        return tracees
 
     def __enter__(self) -> "Tracee":
         return self

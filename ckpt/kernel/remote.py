@@ -390,6 +390,19 @@ class Remote:
         """Wait until the batch has been made; raises for a call that had to succeed."""
         while not self._at_end(self.tracee.wait()):
             self._cont()
+        self.check(batch)
+
+    def is_back(self) -> bool:
+        """Say whether it has made its batch, now that it has stopped; if not, have it go on."""
+        stop = self.tracee.poll()
+        if stop and self._at_end(stop):
+            return True
+        if stop:
+            self._cont()
+        return False
+
+    def check(self, batch: Batch) -> None:
+        """Raise for a call of a batch that had to succeed and has not."""
         done = int.from_bytes(self._peek(_DONE, 8), "little")
         if done and done <= len(batch.calls):
             self._check(batch.calls[done - 1])
