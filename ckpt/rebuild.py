@@ -28,18 +28,19 @@ from ckpt.image.directory import ImageDir
 from ckpt.image.pages import PAGE, PE_LAZY, PageReader, PageRun
 from ckpt.kernel import features, procfs
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
-from ckpt.kernel.errands import Errand, Errands
+from ckpt.kernel.errands import Calls, Errands, Leave
 from ckpt.kernel.ffi import check
 from ckpt.kernel.nsfs import entered
 from ckpt.kernel.ptrace import EVENT_STOP, Options, Tracee
-from ckpt.kernel.remote import Batch, BatchFull, Remote, Segment, Slot, find_syscall
+from ckpt.kernel.remote import Batch, BatchFull, Gadget, Remote, Segment, Slot, find_syscall
+from ckpt.kernel.threads import send
 from ckpt.log import INFO
 from ckpt.memory import inherit, layout, mm, shmem, sysv, vdso, vmas
 from ckpt.memory.handover import Daemon
 from ckpt.memory.inherit import Kept
 from ckpt.memory.pages import Filler, by_mapping, can_be_late
 from ckpt.memory.pair import WORTH_TWO, Pair
-from ckpt.memory.vmas import KERNELS_OWN, Status
+from ckpt.memory.vmas import GUARD, KERNELS_OWN, Status
 from ckpt.namespaces import ipcshm
 from ckpt.namespaces.kind import Restore
 from ckpt.options import RestoreOptions
@@ -55,6 +56,7 @@ _LEADER_ROOM, _ROOM_EACH, _THREAD_ROOM = 1 << 20, 1 << 10, 16 << 10
 _SECOND_ROOM = 1 << 20
 _AT_ONCE = 64 << 10
 _SPARE_CALLS, _SPARE = 16, 4096
+_NOT_MAPPED = KERNELS_OWN | GUARD | Status.SYSVIPC.value
 _TO_STOP = 0.1  # seconds that a task takes at most for it
 
 
@@ -69,6 +71,8 @@ class Room:
         size = sum(map(_leader_room, tasks)) + _SECOND_ROOM + threads * _THREAD_ROOM
         self.segment = Segment(size, layout.hole(size, self.busy), inherited=True)
         self.second = self.segment.slot(_SECOND_ROOM)
+        self.actions = sigacts.own()
+        """What all have from us: signal actions."""
 
     @property
     def range(self) -> layout.Range:
@@ -189,7 +193,7 @@ class Task:
         if group and place:
             vdso.move(group, place, [*self._room.busy, *kept], batch)
         mm.restore(saved.mm, files.exe(saved.mm), batch, maker.mm if maker else None)
-        yield Errand(self._leader, batch)
+        yield Calls(self._leader, batch)
         self._code = self._kept_code(place)
         self.origin = Origin(place, saved, reader)
 
@@ -248,18 +252,18 @@ class Task:
         for entry, runs in filled:
             if pieces := self._kept.get(entry.start):
                 inherit.complete(entry, pieces, files.mapped(entry), batch, fill=bool(runs))
-            elif not entry.status & (KERNELS_OWN | Status.GUARD | Status.SYSVIPC):
+            elif not entry.status & _NOT_MAPPED:
                 vmas.map_in(entry, files.mapped(entry), batch, fill=bool(runs))
         for entry, runs in filled:
             if runs and entry.madv >> _MADV_HUGEPAGE & 1:  # now, to be filled with huge pages
                 batch.call(NR.madvise, entry.start, entry.end - entry.start, _MADV_HUGEPAGE)
-        yield Errand(self._leader, batch)
+        yield Calls(self._leader, batch)
         yield from self._fill([run for _, runs in filled for run in runs], reader)
         batch = self._batch()
         for entry, runs in filled:
             if not entry.status & KERNELS_OWN:
                 vmas.finish(entry, batch, fill=bool(runs))
-        yield Errand(self._leader, batch)
+        yield Calls(self._leader, batch)
 
     def _share(self, filled: list[tuple[pb.vma_entry, list[PageRun]]]) -> list[layout.Range]:
         """Leave those pages to be filled that differ from its maker's; return what it lacks."""
@@ -324,7 +328,7 @@ class Task:
         while runs:
             batch = self._batch()
             taken = filler.ask(runs, batch)
-            yield Errand(self._leader, batch)
+            yield Calls(self._leader, batch)
             self.pages += filler.check()
             runs = runs[taken:]
 
@@ -332,10 +336,10 @@ class Task:
         """Take on what the whole process shares; its parent sees to what both do."""
         saved = self.saved
         batch = self._batch()
-        process.restore(saved.leader.tc, batch)
+        process.restore(saved.leader.tc, self._room.actions, batch)
         if not shares_fs:
             files.restore_fs(saved.fs, batch)
-        yield Errand(self._leader, batch)
+        yield Calls(self._leader, batch)
         process.restore_outside(saved.leader.tc, saved.pid)
 
     def place(self, files: Files) -> Errands:
@@ -344,7 +348,7 @@ class Task:
         table = files.table(self.saved)
         table.place(self.saved.pid, batch)
         table.close_rest(batch)
-        yield Errand(self._leader, batch)
+        yield Calls(self._leader, batch)
 
     def connect(self, files: Files) -> Errands:
         """Connect what hangs on numbers.
@@ -354,10 +358,10 @@ class Task:
         """
         table = files.table(self.saved)
         batch = self._last_of(table.connect)
-        yield Errand(self._leader, batch)
+        yield Calls(self._leader, batch)
         batch = self._batch()
         process.restore_limits(self.saved.leader.tc, self.saved.pid, batch)
-        yield Errand(self._leader, batch)
+        yield Calls(self._leader, batch)
         table.lock(self.saved.pid, self._batch, self._run)
 
     def _last_of(self, add: Callable[[Batch], None]) -> Batch:
@@ -384,7 +388,7 @@ class Task:
             args = batch.data(b"".join(word.to_bytes(8, "little") for word in words))
             batch.call(NR.clone3, args, 88, must=True)
         try:
-            yield Errand(self._leader, batch)
+            yield Calls(self._leader, batch)
         except KernelError as error:
             raise clone_error(error.errno or 0, others[-1]) from error
         for tracee in Tracee.all_born(others):
@@ -404,7 +408,7 @@ class Task:
         thread.restore(core.thread_core, regs.clear_tid(core), ours, batch)
         # Only a thread itself may queue what the kernel or tgkill(2) has sent it.
         signals.restore(core.thread_core.signals_p, self.saved.pid, tid, batch)
-        yield Errand(remote, batch)
+        yield Calls(remote, batch)
         sched.restore(tid, core.thread_core)
 
     def arm(self) -> Errands:
@@ -417,34 +421,35 @@ class Task:
         signals.forget(signal.SIGCHLD, batch)  # of children that have ended, or stopped, for us
         signals.restore(saved.leader.tc.signals_s, saved.pid, None, batch)
         timers.arm(task_timers, batch)
-        yield Errand(self._leader, batch)
+        yield Calls(self._leader, batch)
 
     def await_pager(self) -> None:
         """Wait until the pager, if there is one, serves."""
         if self._lazy:
             self._lazy.wait()
 
-    def go_home(self) -> None:
+    def go_home(self) -> Errands:
         """Give all threads their registers, and take the stub away; it stays stopped."""
-        pid = self.saved.pid
+        pid, orders, wanted = self.saved.pid, [], {}
         for tid, remote in self._remotes.items():
             core = self.saved.cores[tid]
-            wanted = regs.registers(core)._replace(orig_ax=NO_SYSCALL)
+            wanted[tid] = regs.registers(core)._replace(orig_ax=NO_SYSCALL)
             size = len(remote.tracee.xstate())
             remote.tracee.set_xstate(regs.xstate(core, size))
             regs.restore_tls(core, remote.tracee)
-            if tid == pid:
-                mem = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    gadget = find_syscall(mem, self._code)
-                finally:
-                    os.close(mem)
-                remote.cure(wanted, self.saved.sigmask(tid), gadget)
-            else:
-                remote.go_home(wanted, self.saved.sigmask(tid))
-
+            if tid != pid:
+                orders += remote.going_home(wanted[tid], self.saved.sigmask(tid))
+        send(orders)
+        yield Leave(self._leader, wanted[pid], self.saved.sigmask(pid), self._gadget())
         if self.is_stopped:
             self._stop()
+
+    def _gadget(self) -> Gadget:
+        mem = os.open(f"/proc/{self.saved.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return find_syscall(mem, self._code)
+        finally:
+            os.close(mem)
 
     def _stop(self) -> None:
         """Have it stand still as a shell's ^Z has left it; its parent hears of it now."""

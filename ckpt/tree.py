@@ -305,8 +305,7 @@ class Tree:
         self._stop()
         running = [task for task in self.tasks if not task.is_stopped]
         self._together(task.arm() for task in running)
-        for task in running:
-            task.go_home()
+        self._together(task.go_home() for task in running)
         self._room.segment.close()
         if self._daemon:
             self._daemon.finish()
@@ -325,7 +324,7 @@ class Tree:
         for task in reversed(self.tasks):
             if task.is_stopped:
                 self._together([task.arm()])
-                task.go_home()
+                self._together([task.go_home()])
 
     def _let_go(self) -> None:
         """Let all go, or none: if we die on the way, what becomes of one becomes of all."""

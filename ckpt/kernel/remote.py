@@ -200,11 +200,16 @@ class Buffer:
 class Call:
     """A system call of a batch; as an argument of a later one it stands for its result."""
 
-    __slots__ = ("_at", "_slot", "name", "pointer")
+    __slots__ = ("_at", "_nr", "_slot", "pointer")
 
-    def __init__(self, slot: Slot, at: int, name: str) -> None:
-        self._slot, self._at, self.name = slot, at, name
+    def __init__(self, slot: Slot, at: int, nr: NR) -> None:
+        self._slot, self._at, self._nr = slot, at, nr
         self.pointer = slot.segment.base + at + 56
+
+    @property
+    def name(self) -> str:
+        """Its name, as the kernel has it."""
+        return self._nr.name
 
     @property
     def ret(self) -> int:
@@ -245,12 +250,14 @@ class Batch:
             raise BatchFull(f"batch of {len(self.calls)} calls: no room for {nr.name}")
         flags, values = (_MUST if must else 0) | (_FORK if fork else 0), [0] * 6
         for i, arg in enumerate(args):
-            if isinstance(arg, Call | At):
-                flags, values[i] = flags | 1 << i, arg.pointer
+            if isinstance(arg, int):
+                values[i] = arg & NO_SYSCALL
+            elif isinstance(arg, Buffer):
+                values[i] = arg.address
             else:
-                values[i] = (arg.address if isinstance(arg, Buffer) else arg) & NO_SYSCALL
+                flags, values[i] = flags | 1 << i, arg.pointer
         _CALL.pack_into(self._slot.segment.memory, self._next, nr, *values, _NOT_MADE, flags)
-        self.calls.append(Call(self._slot, self._next, nr.name))
+        self.calls.append(Call(self._slot, self._next, nr))
         self._next += _CALL.size
         return self.calls[-1]
 
@@ -477,9 +484,22 @@ class Remote:
     def cure(self, regs: Regs, sigmask: int, gadget: Gadget) -> None:
         """Detach the segment from the task, if it got as far as having it; then go home."""
         ret = detach(self.tracee, self._stub, regs, sigmask, gadget, self.blocked)
+        self.left(ret)
+
+    def leaving(self, regs: Regs, gadget: Gadget) -> Order:
+        """Return the order to detach the segment, by one system call, for who dies with us."""
+        away = _leading_to(regs, gadget, self._stub)
+        return Order(self.tracee, Then.SYSCALL, away.pack(), self.blocked, mask_first=True)
+
+    def left(self, ret: int) -> None:
+        """Take note of what detaching the segment has come to: it may never have had it."""
         self._away = False
         if ret != -errno.EINVAL:
             check(ret, "shmdt", pid=self.tid)
+
+
+def _leading_to(regs: Regs, gadget: Gadget, base: int) -> Regs:
+    return regs._replace(ip=gadget.address, sp=0, ax=NR.shmdt, di=base, orig_ax=NO_SYSCALL)
 
 
 def detach(
@@ -494,7 +514,7 @@ def detach(
         ret = run_call(Order(tracee, Then.SYSCALL, away.pack(), blocked))
         send([Order(tracee, Then.STAY, home(regs).pack(), sigmask, mask_first=True)])
     else:
-        away = regs._replace(ip=gadget.address, sp=0, ax=NR.shmdt, di=base, orig_ax=NO_SYSCALL)
+        away = _leading_to(regs, gadget, base)
         call = Order(tracee, Then.SYSCALL, away.pack(), blocked, mask_first=True)
         ret = run_call(call)
         send([Order(tracee, Then.STAY, home(regs).pack(), sigmask)])

@@ -19,6 +19,7 @@ from ckpt.kernel.remote import Batch
 from ckpt.memory.layout import Range, intersect, subtract, union
 from ckpt.memory.vmas import (
     FILE_BACKED,
+    GUARD,
     MAP_GROWSDOWN,
     MAP_HUGETLB,
     MAP_LOCKED,
@@ -31,7 +32,7 @@ from ckpt.memory.vmas import (
 
 _MADV_DONTFORK, _MADV_WIPEONFORK = 10, 18
 _NOT_FORKED = 1 << _MADV_DONTFORK | 1 << _MADV_WIPEONFORK
-_KIND = Status.ANON_PRIVATE | FILE_BACKED
+_KIND = Status.ANON_PRIVATE.value | FILE_BACKED
 _WINDOW = 1 << 20
 
 
@@ -46,7 +47,7 @@ class Kept(NamedTuple):
 def kept(own: Iterable[pb.vma_entry], makers: Iterable[pb.vma_entry]) -> dict[int, list[Kept]]:
     """Return what is kept of each mapping, by its start; both are in the order of addresses."""
     own, makers = list(own), list(makers)
-    guards = union((one.start, one.end) for one in own + makers if one.status & Status.GUARD)
+    guards = union((one.start, one.end) for one in own + makers if one.status & GUARD)
     theirs = [entry for entry in makers if _can_be_kept(entry, guards)]
     found: dict[int, list[Kept]] = {}
     at = 0

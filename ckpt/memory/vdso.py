@@ -19,6 +19,7 @@ from ckpt.memory.layout import Range, hole, overlap
 from ckpt.memory.vmas import Status
 
 _MAYMOVE_FIXED = 3
+_GROUP = int(Status.VDSO | Status.VVAR)
 
 
 class Part(NamedTuple):
@@ -60,7 +61,7 @@ def wanted(entries: Iterable[pb.vma_entry]) -> Group | None:
     """Return the group of an image's mappings; None if it has no vDSO."""
     parts, code = [], None
     for entry in entries:
-        if entry.status & (Status.VDSO | Status.VVAR):
+        if entry.status & _GROUP:
             parts.append(Part(entry.start, entry.end))
             if entry.status & Status.VDSO:
                 code = parts[-1]

@@ -46,8 +46,14 @@ class Status(IntFlag):
     LOCK_ONFAULT = 1 << 28
 
 
-FILE_BACKED = Status.FILE_PRIVATE | Status.FILE_SHARED
-KERNELS_OWN = Status.VDSO | Status.VVAR | Status.VSYSCALL
+# Plain numbers: an IntFlag's `&` takes as long as a system call, and there are thousands of them.
+GUARD = int(Status.GUARD)
+FILE_BACKED = int(Status.FILE_PRIVATE | Status.FILE_SHARED)
+KERNELS_OWN = int(Status.VDSO | Status.VVAR | Status.VSYSCALL)
+_PRIVATE = int(Status.ANON_PRIVATE | Status.FILE_PRIVATE)
+_NOT_PRIVATE = KERNELS_OWN | GUARD
+_VSYSCALL = int(Status.VSYSCALL)
+_NOT_RESTORED = int(Status.AIORING | Status.SOCKET | Status.EXT_PLUGIN)
 
 # VmFlags of proc_pid_smaps(5) and the madvise(2) advice that sets them.
 _ADVICE = {"rr": 1, "sr": 2, "dc": 10, "mg": 12, "hg": 14, "nh": 15, "dd": 16, "wf": 18}
@@ -191,13 +197,13 @@ def checked(entries: Iterable[pb.vma_entry]) -> list[pb.vma_entry]:
     """
     found, end = [], 0
     for entry in entries:
-        if entry.status & Status.VSYSCALL:
+        if entry.status & _VSYSCALL:
             continue
-        low = end if not entry.status & Status.GUARD else 0
+        low = end if not entry.status & GUARD else 0
         aligned = not (entry.start | entry.end | entry.pgoff) % PAGE
         if not aligned or not low <= entry.start < entry.end <= TASK_SIZE:
             raise ImageError(f"mm: no mapping can be at {entry.start:#x}-{entry.end:#x}")
-        if entry.status & (Status.AIORING | Status.SOCKET | Status.EXT_PLUGIN):
+        if entry.status & _NOT_RESTORED:
             what = Status(entry.status)
             raise ImageError(f"mm: the mapping at {entry.start:#x} ({what!r}) is not restored here")
         end = max(end, entry.end)
@@ -207,8 +213,7 @@ def checked(entries: Iterable[pb.vma_entry]) -> list[pb.vma_entry]:
 
 def is_private(entry: pb.vma_entry) -> bool:
     """Say whether the mapping's written pages are the task's own, saved in its pagemap."""
-    kinds = Status.ANON_PRIVATE | Status.FILE_PRIVATE
-    return bool(entry.status & kinds) and not entry.status & (KERNELS_OWN | Status.GUARD)
+    return bool(entry.status & _PRIVATE) and not entry.status & _NOT_PRIVATE
 
 
 def map_in(entry: pb.vma_entry, fd: int, batch: Batch, *, fill: bool) -> None:
@@ -226,12 +231,12 @@ def map_in(entry: pb.vma_entry, fd: int, batch: Batch, *, fill: bool) -> None:
 def finish(entry: pb.vma_entry, batch: Batch, *, fill: bool) -> None:
     """Add the calls that give a filled mapping its protection, advice, lock and name."""
     start, length = entry.start, entry.end - entry.start
-    if entry.status & Status.GUARD:
+    if entry.status & GUARD:
         batch.call(NR.madvise, start, length, MADV_GUARD_INSTALL, must=True)
         return
     if fill and entry.prot & 3 != PROT_READ | PROT_WRITE:
         batch.call(NR.mprotect, start, length, entry.prot, must=True)
-    for advice in range(64):
+    for advice in range(entry.madv.bit_length()):
         if entry.madv >> advice & 1:
             batch.call(NR.madvise, start, length, advice, must=True)
     if entry.flags & MAP_LOCKED:

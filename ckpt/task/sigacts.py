@@ -8,6 +8,7 @@ from struct import Struct
 from ckpt.errors import ImageError
 from ckpt.image import pb
 from ckpt.kernel.arch import NR
+from ckpt.kernel.ffi import check, ffi, syscall
 from ckpt.kernel.remote import Batch
 
 SIGNALS = [n for n in range(1, 65) if n not in (signal.SIGKILL, signal.SIGSTOP)]
@@ -34,14 +35,26 @@ def be_told_of_children(batch: Batch) -> None:
     batch.call(NR.rt_sigaction, signal.SIGCHLD, default, 0, 8, must=True)
 
 
-def restore(entries: Iterable[pb.sa_entry], batch: Batch) -> None:
-    """Add the calls that set all actions; the task has ours until then."""
-    entries = list(entries)
-    if len(entries) != len(SIGNALS):
-        raise ImageError(f"core: expected {len(SIGNALS)} signal actions, found {len(entries)}")
-    room = batch.data(b"".join(_packed(entry) for entry in entries))
-    for i, signo in enumerate(SIGNALS):
-        batch.call(NR.rt_sigaction, signo, room.address + i * _SIGACTION.size, 0, 8, must=True)
+def own() -> list[bytes]:
+    """Return our own actions, which those have that we fork."""
+    action = ffi.new("uint8_t[]", _SIGACTION.size)
+    found = []
+    for signo in SIGNALS:
+        check(
+            syscall(NR.rt_sigaction, signo, 0, int(ffi.cast("uintptr_t", action)), 8), "sigaction"
+        )
+        found.append(bytes(ffi.buffer(action)))
+    return found
+
+
+def restore(entries: Iterable[pb.sa_entry], now: list[bytes], batch: Batch) -> None:
+    """Add the calls that set all actions that are not what they are now, but for SIGCHLD's."""
+    wanted = [_packed(entry) for entry in entries]
+    if len(wanted) != len(SIGNALS):
+        raise ImageError(f"core: expected {len(SIGNALS)} signal actions, found {len(wanted)}")
+    for signo, action, before in zip(SIGNALS, wanted, now, strict=True):
+        if action != before or signo == signal.SIGCHLD:
+            batch.call(NR.rt_sigaction, signo, batch.data(action), 0, 8, must=True)
 
 
 def _packed(entry: pb.sa_entry) -> bytes:
