@@ -14,7 +14,8 @@ export PIP_NO_INPUT := 1
 # With it in the environment every start would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help build test check format demo bench bench-lazy bench-live bench-redis soak protos dev peers clean
+.PHONY: help build test check format demo bench bench-lazy bench-live bench-redis bench-tree soak protos dev \
+	peers clean
 .DELETE_ON_ERROR:
 
 help: ## This list
@@ -40,6 +41,9 @@ bench: build dev peers ## Measure freeze, dump and restore against CRIU and fork
 
 bench-lazy: build dev peers .venv/.bench ## Measure lazy restores against eager ones and CRIU; docs/bench-lazy.md
 	$(BIN)/python -m tests.bench.lazy $(ARGS)
+
+bench-tree: build dev peers ## Measure the restore of a hundred small processes against CRIU
+	$(BIN)/python -m tests.bench.tree $(ARGS)
 
 bench-live: build dev peers .venv/.bench ## Measure what dumps cost a process that writes; docs/bench-live.md
 	$(BIN)/python -m tests.bench.live $(ARGS)

@@ -379,18 +379,19 @@ class Task:
     def make_threads(self) -> Errands:
         """Make the other threads, stopped before their first instruction."""
         others = [tid for tid in self.saved.tids if tid != self.saved.pid]
-        batch = self._batch()
+        batch, calls = self._batch(), []
         for tid in others:
             pid = batch.data(tid.to_bytes(4, "little"))
             # struct clone_args: flags pidfd child_tid parent_tid exit_signal stack stack_size
             # tls set_tid set_tid_size cgroup
             words = [_CLONE_THREAD, 0, 0, 0, 0, 0, 0, 0, pid.address, 1, 0]
             args = batch.data(b"".join(word.to_bytes(8, "little") for word in words))
-            batch.call(NR.clone3, args, 88, must=True)
+            calls.append(batch.call(NR.clone3, args, 88, must=True))
         try:
             yield Calls(self._leader, batch)
         except KernelError as error:
-            raise clone_error(error.errno or 0, others[-1]) from error
+            made = sum(call.ret > 0 for call in calls)
+            raise clone_error(error.errno or 0, others[made]) from error
         for tracee in Tracee.all_born(others):
             self._tracees[tracee.tid] = tracee
             slot, signo = self._room.thread(), self._leader.signo

@@ -71,12 +71,12 @@ def measure(directory: Path, processes: int, rounds: int) -> dict[str, list[floa
     tree, images, found = Tree(directory / "target", processes), directory / "images", tools()
     samples: dict[str, list[float]] = {name: [] for name in found}
     try:
-        found["ckpt"].dump(tree, images)  # type: ignore[arg-type]
+        _run(found["ckpt"], "dump", "-t", str(tree.pid), "-D", str(images))
         tree.end()
         for number in range(rounds):
             for name in found if number % 2 else reversed(found):
                 progress(f"{processes} processes, round {number + 1} of {rounds}: {name}")
-                samples[name].append(_restore(found[name], images))
+                samples[name].append(_run(found[name], "restore", "-d", "-D", str(images)))
                 tree.judge()
     finally:
         tree.end()
@@ -84,10 +84,14 @@ def measure(directory: Path, processes: int, rounds: int) -> dict[str, list[floa
     return samples
 
 
-def _restore(tool: Tool, images: Path) -> float:
-    words = [*tool.command, "restore", "-d", "-D", str(images)]
+def _run(tool: Tool, *words: str) -> float:
+    """Run a command; return what it took, in ms."""
     begun = time.monotonic()
-    subprocess.run(words, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    done = subprocess.run(
+        [*tool.command, *words], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{tool.command[0]} {words[0]}: {done.stderr.decode()[-2000:]}")
     return (time.monotonic() - begun) * 1e3
 
 

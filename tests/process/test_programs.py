@@ -15,16 +15,20 @@ pytestmark = pytest.mark.process
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Who dumps and who restores, and whether the target runs on after the dump."""
+    """Who dumps and who restores, and whether the target runs on after the dump.
+
+    twice: what was restored is dumped and restored once more.
+    """
 
     dumper: Callable[[], Tool]
     restorer: Callable[[], Tool]
     running: bool = False
     lazy: bool = False
+    twice: bool = False
 
     def __str__(self) -> str:
         names = f"{self.dumper.name}-{self.restorer.name}"
-        names += "-lazy" if self.lazy else ""
+        names += "-lazy" * self.lazy + "-twice" * self.twice
         return f"{names}-running" if self.running else names
 
     def why_not(self, program: Program) -> str:

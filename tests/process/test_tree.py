@@ -19,13 +19,14 @@ from target import REPO, Ckpt, Criu, Target, pagers, wait_until
 from test_programs import Way
 
 from ckpt.image.directory import ImageDir
+from ckpt.kernel.ffi import ffi, lib
 
 pytestmark = pytest.mark.process
 
 WAYS = (
     Way(Criu, Ckpt),
     Way(Criu, Ckpt, lazy=True),
-    Way(Ckpt, Ckpt),
+    Way(Ckpt, Ckpt, twice=True),
     Way(Ckpt, Ckpt, running=True),
     Way(Ckpt, Ckpt, running=True, lazy=True),
     Way(Ckpt, Criu),
@@ -70,8 +71,32 @@ def test_tree(program: Program, way: Way, place: Path) -> None:
         if way.running:
             target.judge("the target itself, running on", images)
         way.restorer().restore(target, images, *(["--lazy-pages"] if way.lazy else []))
+        if way.twice:
+            images = place / "again"
+            dump(way, target, images)
+            way.restorer().restore(target, images)
         target.judge("the restored copy", images)
     wait_until(lambda: not pagers(), "end of the pagers, which keep something in the image")
+
+
+def test_a_thread_whose_number_is_taken(place: Path) -> None:
+    images, used = place / "images", Program("tree_many", "tree_many", ("3",))
+    with Target(used, place / "target") as target:
+        dump(WAYS[0], target, images)
+        with ImageDir.open(str(images)) as image:
+            threads = [tuple(entry.threads) for entry, _ in image.records("pstree")]
+        for tid in threads[-1][1:3]:
+            lifeline = os.pipe()
+            assert lib.core_clone_paused(0, ffi.new("int32_t[]", [tid]), 1, lifeline) == tid
+            with pytest.raises(pytest.fail.Exception, match=f"pid {tid} is taken"):
+                Ckpt().restore(target, images)
+            os.kill(tid, signal.SIGKILL)
+            os.waitpid(tid, 0)
+            for fd in lifeline:
+                os.close(fd)
+        gone([pids[0] for pids in threads])
+        Ckpt().restore(target, images)
+        target.judge("the restored copy", images)
 
 
 def shared_memory(pid: int) -> int:
