@@ -24,10 +24,13 @@ from ckpt.kernel.pidfd import pidfd_open
 from ckpt.kernel.ptrace import WALL, Options, Tracee, reap
 from ckpt.kernel.remote import Batch, Call, Remote, Slot
 from ckpt.memory.layout import Range
+from ckpt.sandbox import Sandbox
 
 _CLONE_FILES, _UNSHARE = 0x400, 2
 _CLONE_ARGS = 11  # words of struct clone_args
 _PATIENCE = 10.0
+CALLS = (NR.clone3, NR.wait4, NR.exit_group)
+"""What the process has to call for it."""
 
 
 def ask(batch: Batch) -> Call:
@@ -40,12 +43,12 @@ def ask(batch: Batch) -> Call:
 class Child:
     """The child: stopped, traced, without descriptors, and dying with us."""
 
-    def __init__(self, pid: int, slot: Slot, signo: int) -> None:
+    def __init__(self, pid: int, slot: Slot, maker: Remote) -> None:
         self.pid = pid
-        self._tracee = Tracee.born(pid)
-        self._tracee.set_options(Options.SYSGOOD | Options.EXITKILL)
+        self._tracee = Tracee.born(pid, maker.tracee)
+        self._tracee.set_options(self._tracee.options & ~Options.CLONE | Options.EXITKILL)
         self._regs = self._tracee.regs()._replace(orig_ax=NO_SYSCALL)
-        self._remote = Remote(self._tracee, pid, slot, signo=signo)
+        self._remote = Remote(self._tracee, pid, slot, signo=maker.signo)
         self._remote.born()
 
     def begin(self) -> None:
@@ -77,28 +80,38 @@ def kill(child: int) -> None:
     reap(child)
 
 
-def bury(pid: int, child: int, stub: Range | None = None, guard: Ward | None = None) -> None:
+def bury(
+    pid: int,
+    child: int,
+    stub: Range | None = None,
+    guard: Ward | None = None,
+    sandbox: Sandbox | None = None,
+) -> None:
     """Have a process wait for a child that no wait() of its own finds, as soon as that is dead.
 
     stub is a segment that may have been left attached in it, to be detached as well.
     """
     with suppress(NoSuchTask):  # the process has ended: the child is init's
         _await_end(child)
-        while not _try_to_bury(pid, child, stub or (0, 0), guard):
+        while not _try_to_bury(pid, child, stub or (0, 0), guard, sandbox):
             time.sleep(0.001)
 
 
-def _try_to_bury(pid: int, child: int, stub: Range, guard: Ward | None) -> bool:
+def _try_to_bury(
+    pid: int, child: int, stub: Range, guard: Ward | None, sandbox: Sandbox | None
+) -> bool:
     """Do it, unless the guard is at work just now."""
     try:
-        return _do_bury(pid, child, stub, guard)
+        return _do_bury(pid, child, stub, guard, sandbox)
     except NotPermitted:
         return False
 
 
-def _do_bury(pid: int, child: int, stub: Range, guard: Ward | None) -> bool:
+def _do_bury(
+    pid: int, child: int, stub: Range, guard: Ward | None, sandbox: Sandbox | None
+) -> bool:
     """Do it, unless the thread is still in the stub, from where it goes home by itself."""
-    with Errand(pid, guard) as errand, Frozen(pid) as frozen:
+    with Errand(pid, guard, sandbox, CALLS) as errand, Frozen(pid) as frozen:
         one = frozen.leader
         if any(stub[0] <= place < stub[1] for place in (one.regs.ip, one.regs.sp)):
             return False

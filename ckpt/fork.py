@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Self
 
-from ckpt.child import Child, Undertaker, ask, bury, kill
+from ckpt.child import CALLS, Child, Undertaker, ask, bury, kill
 from ckpt.errors import CkptError, KernelError, NoSuchTask, TargetDied
 from ckpt.freeze import FrozenProcess
 from ckpt.image import pb
@@ -64,7 +64,7 @@ class Fork:
         self._kept_fd = -1
         self._child: Child
         self._ended = False
-        self._errand = Errand(self.pid, snapshot.guard, _ROOM)
+        self._errand = Errand(self.pid, snapshot.guard, snapshot.sandbox, CALLS, room=_ROOM)
         self._room = self._errand.segment.slot(_ROOM // 2)
         self._view = memoryview(bytearray(pages.BUFFER))
 
@@ -92,7 +92,7 @@ class Fork:
             self._ended = True
             kill(pid)
             since = time.monotonic_ns()
-            bury(self.pid, pid, guard=self.snapshot.guard)
+            bury(self.pid, pid, guard=self.snapshot.guard, sandbox=self.snapshot.sandbox)
             took = time.monotonic_ns() - since
             self._log.line(INFO, f"child {pid} is gone; that took {took / 1e6:.3f} ms")
 
@@ -124,12 +124,12 @@ class Fork:
 
     def _fork(self, frozen: FrozenProcess) -> None:
         one = frozen.leader
-        one.tracee.set_options(Options.SYSGOOD | Options.CLONE)
+        one.tracee.set_options(one.tracee.options | Options.CLONE)
         try:
             with self._errand.lent(frozen) as remote:
                 remote.infect(one.regs, one.sigmask, self._errand.gadget, self._batch)
                 with self._alive():
-                    self._child = Child(self._clone.ret, self._room, remote.signo)
+                    self._child = Child(self._clone.ret, self._room, remote)
                     self._child.begin()
         except KernelError as error:
             if self._clone.ret < 0 and error.errno in _REFUSED:
@@ -137,7 +137,7 @@ class Fork:
                 raise KernelError(error.errno, "fork", pid=self.pid, hint=hint) from error
             raise
         finally:
-            one.tracee.set_options(Options.SYSGOOD)
+            one.tracee.set_options(one.tracee.options & ~Options.CLONE)
 
     def _keep(self, entries: list[pb.vma_entry]) -> None:
         """Copy the pages of mappings into a nameless file."""

@@ -206,7 +206,8 @@ class Frozen:
         asleep = self._sleeps.still()
         for (tracee, signo), state in zip(stopped.items(), take([*stopped]), strict=True):
             tid = tracee.tid
-            way = resumption(tracee, state, asleep.get(tid), self._since, self._earlier.get(tid))
+            sleep, earlier, free = asleep.get(tid), self._earlier.get(tid), tid in self._sleeps.free
+            way = resumption(tracee, state, sleep, self._since, earlier, free=free)
             self._process[tid].threads.append(FrozenThread(tracee, signo, state, way))
 
     def _living(self) -> list[Tracee]:

@@ -21,7 +21,7 @@ from typing import NamedTuple, Self
 
 from ckpt.errors import CkptError, KernelError, NoSuchTask, NotPermitted, TargetDied
 from ckpt.freeze import Frozen, FrozenThread
-from ckpt.kernel import maps, mem, sysvipc
+from ckpt.kernel import maps, mem, seccomp, sysvipc
 from ckpt.kernel.arch import NO_SYSCALL, Regs, home, is_held
 from ckpt.kernel.files import anonymous_file
 from ckpt.kernel.nsfs import entered
@@ -336,5 +336,6 @@ def _is_in_stub(pid: int, tid: int, notes: Notes) -> bool:
 
 
 def _detach(leader: FrozenThread, regs: Regs, notes: Notes) -> None:
+    seccomp.suspend(leader.tracee)
     sigmask = leader.tracee.sigmask()
     detach(leader.tracee, notes.base, regs, sigmask, notes.gadget, NO_SYSCALL)

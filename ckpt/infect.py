@@ -19,7 +19,7 @@ from ckpt.freeze import Frozen, FrozenProcess, FrozenThread
 from ckpt.guard import Ward
 from ckpt.image import pb
 from ckpt.interrupt import uninterrupted
-from ckpt.kernel import maps, procfs
+from ckpt.kernel import maps, procfs, seccomp
 from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import check
 from ckpt.kernel.glance import Glance, Seen
@@ -48,10 +48,12 @@ from ckpt.kernel.userfaultfd import (
 )
 from ckpt.memory import mm
 from ckpt.memory.layout import hole
+from ckpt.sandbox import Sandbox
 from ckpt.task import process, thread
 from ckpt.task.restart import Wait
 
 _USERFAULTFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
+_FETCHING = (NR.userfaultfd, NR.ioctl, NR.close, NR.socketpair, NR.recvmsg)
 _IOVEC, _MSGHDR = Struct("<QQ"), Struct("<QIxxxxQQQQQ")
 _LEADER_ROOM, _TIMER_ROOM, _THREAD_ROOM, _SPARE_THREADS = 16 << 10, 512, 2 << 10, 16
 
@@ -106,8 +108,8 @@ class Questions:
     builds anew what that touches.
     """
 
-    def __init__(self, pid: int, guard: Ward) -> None:
-        self.pid, self._guard = pid, guard
+    def __init__(self, pid: int, guard: Ward, sandbox: Sandbox) -> None:
+        self.pid, self._guard, self._sandbox = pid, guard, sandbox
         status = procfs.status(pid)
         self._timers = procfs.timers(pid)
         tids = procfs.threads(pid)
@@ -172,9 +174,10 @@ class Questions:
         timers = procfs.parse_timers(seen.read(self.pid, "timers"))
         if timers != self._timers:
             self._build_leader(timers)
-        self._signals = {
-            one.tid: signal_sets(seen.read(one.tid, "status")) for one in frozen.threads
-        }
+        for one in frozen.threads:
+            status = seen.read(one.tid, "status")
+            self._signals[one.tid] = signal_sets(status)
+            self._sandbox.open(one, status)
         lent = [_Lent(self._remote(one), one, self._of(one)) for one in frozen.threads]
         leader = lent[0]
         self._guard.watch(
@@ -212,11 +215,6 @@ class Questions:
     def status(self) -> bytes:
         """The first thread's /proc/PID/status."""
         return self._taken[self.pid].status
-
-    def has_seccomp(self, tid: int) -> bool:
-        """Say whether a thread's system calls are filtered."""
-        status = self._taken[tid].status
-        return b"\nSeccomp:" in status and b"\nSeccomp:\t0\n" not in status
 
     def of_process(self) -> pb.task_core_entry:
         """Return the record of what all threads share; the process may run again."""
@@ -279,11 +277,22 @@ class Errand:
     """Calls that the first thread of a process makes for us, while all threads are stopped.
 
     Then none of them forks or executes with the segment in place. A context manager; made while
-    the process runs. The rest of the segment, beyond `slot`, is the caller's.
+    the process runs. The rest of the segment, beyond `slot`, is the caller's. Without a sandbox it
+    has been seen to that the thread may make the calls.
     """
 
-    def __init__(self, pid: int, guard: Ward | None, room: int = 0) -> None:
-        self.pid, self._guard = pid, guard
+    def __init__(
+        self,
+        pid: int,
+        guard: Ward | None,
+        sandbox: Sandbox | None,
+        calls: tuple[NR, ...] = (),
+        *,
+        room: int = 0,
+    ) -> None:
+        self.pid, self._guard, self._sandbox, self._calls = pid, guard, sandbox, calls
+        if sandbox:
+            sandbox.allow(pid, calls)
         self._program = _Program(pid)
         self.gadget = self._program.gadget
         if not guard:
@@ -308,8 +317,12 @@ class Errand:
     def lent(self, frozen: Frozen | FrozenProcess) -> Iterator[Remote]:
         """Lend the thread, to be infected; when the block ends it is as it was."""
         self._program.check(procfs.read(self.pid, "maps"))
-        one = frozen.leader
-        signo = quiet_signal(*signal_sets(procfs.read(self.pid, "status")))
+        one, status = frozen.leader, procfs.read(self.pid, "status")
+        if self._sandbox:
+            self._sandbox.open(one, status, self._calls)
+        else:
+            seccomp.suspend(one.tracee)
+        signo = quiet_signal(*signal_sets(status))
         remote = Remote(one.tracee, self.pid, self.slot, signo=signo)
         with uninterrupted():
             if self._guard:
@@ -328,6 +341,7 @@ def fetch_userfaultfd(
     features: Feature,
     register: Callable[[Userfaultfd], None],
     guard: Ward,
+    sandbox: Sandbox,
 ) -> dict[int, Wait]:
     """Have a running process open a userfaultfd, take it over, and leave none with it.
 
@@ -336,7 +350,11 @@ def fetch_userfaultfd(
     that opens it: without us it would be made all the same.
     Raises KernelError (EPERM: it may not, nor may we for it).
     """
-    with Errand(pid, guard) as errand, Frozen(pid) as frozen, errand.lent(frozen) as remote:
+    with (
+        Errand(pid, guard, sandbox, _FETCHING) as errand,
+        Frozen(pid, earlier=sandbox.waits) as frozen,
+        errand.lent(frozen) as remote,
+    ):
         one, batch = frozen.leader, remote.batch()
         fd = batch.call(NR.userfaultfd, _USERFAULTFD_FLAGS)
         api = batch.call(NR.ioctl, fd, UFFDIO_API, batch.data(api_request(features)))

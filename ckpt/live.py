@@ -74,7 +74,12 @@ class Live:
         with ExitStack() as held:
             held.push(self._held)
             snapshot.waits = fetch_userfaultfd(
-                self.pid, snapshot.pidfd, TRACKING, self._register, snapshot.guard
+                self.pid,
+                snapshot.pidfd,
+                TRACKING,
+                self._register,
+                snapshot.guard,
+                snapshot.sandbox,
             )
             held.pop_all()
 

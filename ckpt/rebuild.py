@@ -45,7 +45,7 @@ from ckpt.namespaces import ipcshm
 from ckpt.namespaces.kind import Restore
 from ckpt.options import RestoreOptions
 from ckpt.saved import Files, Saved, SavedTask
-from ckpt.task import process, regs, sched, sigacts, signals, thread, timers
+from ckpt.task import process, regs, sched, seccomp, sigacts, signals, thread, timers
 
 if TYPE_CHECKING:
     from ckpt.lazy import LateRuns, Lazy
@@ -69,15 +69,23 @@ class Room:
         """What is mapped here, or will be in any of them."""
         threads = sum(len(task.tids) + 1 for task in tasks) + 2 * len(saved.items)
         size = sum(map(_leader_room, tasks)) + _SECOND_ROOM + threads * _THREAD_ROOM
+        filters = seccomp.room(saved.filters)
+        size += filters
         self.segment = Segment(size, layout.hole(size, self.busy), inherited=True)
         self.second = self.segment.slot(_SECOND_ROOM)
         self.actions = sigacts.own()
         """What all have from us: signal actions."""
+        self._filters = saved.filters
+        self._programs = seccomp.place(saved.filters, Batch(self.segment.slot(filters)))
 
     @property
     def range(self) -> layout.Range:
         """Where it is."""
         return self.segment.base, self.segment.base + self.segment.size
+
+    def install(self, wanted: seccomp.Wanted, batch: Batch, *, for_all: bool = False) -> None:
+        """Add the calls that give a thread, or all of its process, their seccomp filters."""
+        seccomp.restore(wanted, self._filters, self._programs, batch, for_all=for_all)
 
     def leader(self, saved: SavedTask) -> Slot:
         """Return the slot of a task's first thread."""
@@ -117,6 +125,7 @@ class Task:
         self.saved, self.options = saved, options
         self.pages = self.shared_pages = self.late_pages = self.compared = self.inherited = 0
         self._late: list[LateRuns] = []
+        self._shared_filters = 0
         self._lazy: Lazy | None = None
         self._tracees: dict[int, Tracee] = {saved.pid: remote.tracee}
         self._remotes: dict[int, Remote] = {saved.pid: remote}
@@ -392,10 +401,23 @@ class Task:
         except KernelError as error:
             made = sum(call.ret > 0 for call in calls)
             raise clone_error(error.errno or 0, others[made]) from error
-        for tracee in Tracee.all_born(others):
+        for tracee in Tracee.all_born(others, self._leader.tracee):
             self._tracees[tracee.tid] = tracee
             slot, signo = self._room.thread(), self._leader.signo
             self._remotes[tracee.tid] = Remote(tracee, self.saved.pid, slot, signo=signo)
+
+    def install_filters(self) -> Errands:
+        """Install the seccomp filters that all threads have, suspended."""
+        everybody = self.saved.filters
+        for tid, tracee in self._tracees.items():
+            if everybody[tid]:
+                tracee.suspend_seccomp()
+        common = seccomp.in_common(everybody)
+        self._shared_filters = len(common)
+        if common:
+            batch = self._batch()
+            self._room.install(seccomp.Wanted(common), batch, for_all=True)
+            yield Calls(self._leader, batch)
 
     def finish(self) -> Iterator[Errands]:
         """Make every thread what it was: yield what each has to do."""
@@ -404,8 +426,9 @@ class Task:
             yield self._finish(tid, remote, ours)
 
     def _finish(self, tid: int, remote: Remote, ours: procfs.Status) -> Errands:
-        core = self.saved.cores[tid]
+        core, own = self.saved.cores[tid], self.saved.filters[tid]
         batch = remote.batch()
+        self._room.install(own._replace(filters=own.filters[self._shared_filters :]), batch)
         thread.restore(core.thread_core, regs.clear_tid(core), ours, batch)
         # Only a thread itself may queue what the kernel or tgkill(2) has sent it.
         signals.restore(core.thread_core.signals_p, self.saved.pid, tid, batch)

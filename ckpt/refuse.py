@@ -53,7 +53,7 @@ def check(pid: int, root: int, options: DumpOptions, patience: float = 0) -> Non
             hint="Linux 6.7 or newer is needed; `ckpt check` says what else is missing",
         )
     _check_program(pid)
-    _check_alone(pid, status)
+    _check_alone(pid)
     if pid == root:
         _check_session(pid, stat, options)
     else:
@@ -156,9 +156,7 @@ def _check_program(pid: int) -> None:
         )
 
 
-def _check_alone(pid: int, status: Status) -> None:
-    if status.seccomp:
-        raise Unsupported(f"pid {pid} has a seccomp filter: not supported yet")
+def _check_alone(pid: int) -> None:
     _check_threads(pid)
     ours, its = procfs.namespaces("self"), procfs.namespaces(pid)
     own = {kind.name for kind in namespaces.KINDS}
@@ -176,8 +174,6 @@ def _check_threads(pid: int) -> None:
     for tid in procfs.threads(pid):
         with suppress(NoSuchTask):  # a thread may end at any time
             own = [kind for kind, ino in procfs.namespaces(tid).items() if ino != its.get(kind)]
-            if procfs.status(tid).seccomp:
-                own.append("seccomp filter")
             own += [word for kind, word in _SHARED if kcmp(kind, pid, tid)]
             if own and tid != pid:
                 raise Unsupported(

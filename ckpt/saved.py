@@ -22,7 +22,7 @@ from ckpt.memory.shmem import SharedObject
 from ckpt.memory.vmas import FILE_BACKED
 from ckpt.options import RestoreOptions
 from ckpt.pstree import Item, State
-from ckpt.task import regs, signals
+from ckpt.task import regs, seccomp, signals
 from ckpt.task.process import TASK_DEAD, TASK_ZOMBIE
 
 
@@ -37,6 +37,7 @@ class SavedTask(NamedTuple):
     fdinfo: list[pb.fdinfo_entry]
     ids: pb.task_kobj_ids_entry
     own_namespaces: dict[str, int]
+    filters: dict[int, seccomp.Wanted]
 
     @property
     def pid(self) -> int:
@@ -87,6 +88,7 @@ class Saved(NamedTuple):
     items: list[Item]
     tasks: dict[int, SavedTask]
     dead: dict[int, pb.core_entry]
+    filters: pb.seccomp_entry
 
     @property
     def pid(self) -> int:
@@ -101,12 +103,14 @@ def read(image: ImageDir) -> Saved:
     if items[0].state is State.DEAD:
         raise ImageError(f"core-{items[0].pid}.img: the root has ended")
     of_dumper = image.read("inventory").root_ids
+    filters = image.read("seccomp") if image.exists("seccomp") else pb.seccomp_entry()
+    seccomp.check(filters)
     tasks: dict[int, SavedTask] = {}
     for item in items:
         if item.state is State.ALIVE:
-            tasks[item.pid] = _read_task(image, item, of_dumper, tasks)
+            tasks[item.pid] = _read_task(image, item, of_dumper, filters, tasks)
     _check_separate(tasks.values())
-    return Saved(items, tasks, dead)
+    return Saved(items, tasks, dead, filters)
 
 
 def _items(image: ImageDir, dead: dict[int, pb.core_entry]) -> Iterator[Item]:
@@ -123,7 +127,11 @@ def _items(image: ImageDir, dead: dict[int, pb.core_entry]) -> Iterator[Item]:
 
 
 def _read_task(
-    image: ImageDir, item: Item, of_dumper: pb.task_kobj_ids_entry, others: dict[int, SavedTask]
+    image: ImageDir,
+    item: Item,
+    of_dumper: pb.task_kobj_ids_entry,
+    filters: pb.seccomp_entry,
+    others: dict[int, SavedTask],
 ) -> SavedTask:
     pid = item.pid
     cores = {tid: image.read("core", tid) for tid in item.threads}
@@ -135,7 +143,8 @@ def _read_task(
     parent = others[item.ppid].ids if item.ppid else None
     own = _own_namespaces(ids, pid, of_dumper, parent)
     fdinfo = [entry for entry, _ in image.records("fdinfo", ids.files_id)]
-    return SavedTask(item, cores, mm, mappings, image.read("fs", pid), fdinfo, ids, own)
+    fs, wanted = image.read("fs", pid), seccomp.wanted(pid, cores, filters)
+    return SavedTask(item, cores, mm, mappings, fs, fdinfo, ids, own, wanted)
 
 
 def _check_separate(tasks: Iterable[SavedTask]) -> None:

@@ -21,7 +21,7 @@ from ckpt.memory.layout import Range
 from ckpt.memory.pages import Counts
 from ckpt.memory.unchanged import Skipped
 from ckpt.options import DumpOptions
-from ckpt.task.restart import Wait
+from ckpt.sandbox import Sandbox
 
 
 class Pass(NamedTuple):
@@ -110,13 +110,13 @@ class Snapshot:
 class TaskSnapshot:
     """What is taken of one process of a tree. unseen is memory that has changed unseen earlier."""
 
-    def __init__(self, pid: int, pidfd: int, guard: Ward, tree: Snapshot) -> None:
+    def __init__(self, pid: int, pidfd: int, guard: Ward, sandbox: Sandbox, tree: Snapshot) -> None:
         self.pid, self.pidfd, self.guard, self.tree = pid, pidfd, guard, tree
+        self.sandbox, self.waits = sandbox, sandbox.waits
         self.image, self.report, self.files = tree.image, tree.report, tree.files
         self.opened, self.unseen = tree.opened, tree.unseen
         self.pages_id = tree.pages_id
         self.links = Links(pid)
-        self.waits: dict[int, Wait] = {}
         self.vmas: list[pb.vma_entry] = []
         self._attached: tuple[list[pb.vma_entry], dict[int, str]] = [], {}
         self.cores: dict[int, pb.core_entry] = {}

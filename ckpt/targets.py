@@ -23,6 +23,7 @@ from ckpt.kernel.kcmp import Kcmp, kcmp
 from ckpt.kernel.pidfd import pidfd_open
 from ckpt.options import DumpOptions
 from ckpt.refuse import check, check_memory
+from ckpt.sandbox import Sandbox
 from ckpt.snapshot import Again, Snapshot, TaskSnapshot
 from ckpt.task.restart import Wait
 
@@ -45,16 +46,19 @@ class Target:
         self.held.callback(os.close, self.pidfd)
         self.files = self.fs = pid
         """Whose descriptors, and whose directories, it has: itself, or who shares them with it."""
+        self.sandbox = Sandbox(pid)
 
     def begin(self, tree: Snapshot, guard: Guard) -> None:
         """Have it guarded, and take note of what is taken of it."""
         ward = self.held.enter_context(guard.ward(self.pid, self.pidfd))
-        self.snapshot = TaskSnapshot(self.pid, self.pidfd, ward, tree)
+        self.snapshot = TaskSnapshot(self.pid, self.pidfd, ward, self.sandbox, tree)
         tree.tasks[self.pid] = self.snapshot
 
     def look_ahead(self, glance: Glance) -> None:
         """Take what will most likely be the same in the freeze, and open what will be read."""
-        self.questions = self.held.enter_context(Questions(self.pid, self.snapshot.guard))
+        self.questions = self.held.enter_context(
+            Questions(self.pid, self.snapshot.guard, self.sandbox)
+        )
         self.questions.look_ahead(glance)
         self.memory.look_ahead(glance)
         self.snapshot.links.look_ahead(glance)
@@ -158,6 +162,7 @@ class Targets:
         target = Target(pid, parent)
         try:
             check(pid, self.root, self._options, patience)
+            target.sandbox.look()
             target.files, target.fs = self._files.of(pid), self._fs.of(pid)
             if target.files == pid:
                 self._opened.add(pid, target.pidfd)

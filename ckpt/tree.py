@@ -209,7 +209,7 @@ class Tree:
             maker.run(batch, self._regs, 0)
         except KernelError as error:
             raise clone_error(error.errno or 0, pid) from error
-        self._adopt(Tracee.born(made.ret))
+        self._adopt(Tracee.born(made.ret, maker.tracee))
         return made.ret
 
     def _adopt(self, tracee: Tracee) -> None:
@@ -296,6 +296,7 @@ class Tree:
 
     def finish(self) -> None:
         """Make every thread what it was."""
+        self._together(task.install_filters() for task in self.tasks)
         self._together(step for task in self.tasks for step in task.finish())
 
     def run(self, ready: Callable[[int], None]) -> None:

@@ -3,7 +3,6 @@
 
 import time
 
-from ckpt.errors import Unsupported
 from ckpt.image import pb
 from ckpt.image.text import set_text
 from ckpt.kernel import procfs
@@ -11,13 +10,14 @@ from ckpt.snapshot import Snapshot
 from ckpt.targets import Target, Targets
 from ckpt.task import cgroups, ids, regs
 from ckpt.task.process import TASK_DEAD
+from ckpt.task.seccomp import Filters
 
 
 def write(snapshot: Snapshot, targets: Targets) -> None:
     """Write all of it; the inventory is not there yet, so this is no image yet."""
-    image = snapshot.image
+    image, filters = snapshot.image, Filters()
     for target in targets:
-        put_core(target)
+        put_core(target, filters)
         target.memory.finish()
     snapshot.files.settle()
     numbers = {target.pid: number for number, target in enumerate(targets)}
@@ -30,20 +30,18 @@ def write(snapshot: Snapshot, targets: Targets) -> None:
     trees = [_item(target.snapshot.stat, [*target.snapshot.cores]) for target in targets]
     trees[0].ppid = 0
     image.write("pstree", *trees, *(_item(stat, [stat.pid]) for stat in targets.zombies.values()))
-    image.write("seccomp", pb.seccomp_entry())
+    image.write("seccomp", filters.entry)
     image.write("timens", timens(), id=0)
     snapshot.files.close()
 
 
-def put_core(target: Target) -> None:
+def put_core(target: Target, filters: Filters) -> None:
     """Put together what was taken: the records of all threads, the leader's first."""
     pid, snapshot, questions = target.pid, target.snapshot, target.questions
     snapshot.stat = procfs.parse_stat(questions.stat)
     snapshot.status = procfs.parse_status(questions.status)
     snapshot.mm = questions.of_mm()
     for tid, registers in snapshot.registers.items():
-        if questions.has_seccomp(tid):
-            raise Unsupported(f"thread {tid} of pid {pid} has just got a seccomp filter")
         state, record, clear_tid = questions.of_thread(tid)
         core = pb.core_entry(mtype=regs.MACHINE, thread_core=record)
         regs.dump(registers, state, clear_tid, core)
@@ -53,6 +51,7 @@ def put_core(target: Target) -> None:
         else:
             core.thread_core.blk_sigset = state.sigmask
         snapshot.cores[tid] = core
+    filters.dump(pid, target.sandbox.chains(snapshot.cores), snapshot.cores)
 
 
 def write_task(snapshot: Snapshot, target: Target, numbers: dict[int, int]) -> None:

@@ -16,7 +16,7 @@ LAYERS = (
     {"kernel", "image", "pstree", "options"},
     {"task", "memory", "files", "namespaces"},
     {"freeze", "plugin"},
-    {"guard", "hooks"},
+    {"guard", "hooks", "sandbox"},
     {"infect", "lazy", "refuse", "saved", "snapshot"},
     {"child", "mappings", "rebuild"},
     {"live", "tree"},

@@ -9,6 +9,7 @@ if os.uname().machine != "x86_64":
     )
 
 from ckpt.kernel.arch_x86_64 import (
+    AUDIT_ARCH,
     CS_64,
     ERESTART_RESTARTBLOCK,
     NO_SYSCALL,
@@ -25,6 +26,7 @@ from ckpt.kernel.arch_x86_64 import (
 )
 
 __all__ = [
+    "AUDIT_ARCH",
     "CS_64",
     "ERESTART_RESTARTBLOCK",
     "NO_SYSCALL",

@@ -12,6 +12,7 @@ ERESTARTNOHAND = 514
 ERESTART_RESTARTBLOCK = 516
 
 TASK_SIZE = 0x7FFF_FFFF_F000
+AUDIT_ARCH = 0xC000_003E
 CS_64 = 0x33
 CS_32 = 0x23
 NT_XSTATE = 0x202
@@ -143,6 +144,7 @@ class NR(IntEnum):
     kcmp = 312
     sched_setattr = 314
     sched_getattr = 315
+    seccomp = 317
     userfaultfd = 323
     membarrier = 324
     mlock2 = 325

@@ -35,7 +35,8 @@ _GET_THREAD_AREA, _SET_THREAD_AREA = 25, 26
 _GETEVENTMSG, _GETSIGINFO = 0x4201, 0x4202
 _SEIZE, _INTERRUPT = 0x4206, 0x4207
 _PEEKSIGINFO, _GETSIGMASK, _SETSIGMASK = 0x4209, 0x420A, 0x420B
-_GET_RSEQ = 0x420F
+_SECCOMP_GET_FILTER, _SECCOMP_GET_METADATA, _GET_RSEQ = 0x420C, 0x420D, 0x420F
+_INSTRUCTION_SIZE = 8
 _SIGINFO_SIZE = 128
 _REGSET_SIZE = 64 << 10
 _REGSET = ffi.new("uint8_t[]", _REGSET_SIZE)  # once: to make it anew, of zeros, takes long
@@ -85,26 +86,26 @@ class Tracee:
 
     def __init__(self, tid: int, options: Options = Options.SYSGOOD) -> None:
         check(lib.core_ptrace(_SEIZE, tid, 0, options), "PTRACE_SEIZE", pid=tid)
-        self._begin(tid)
+        self._begin(tid, options)
 
-    def _begin(self, tid: int) -> None:
-        self.tid = tid
+    def _begin(self, tid: int, options: Options) -> None:
+        self.tid, self.options = tid, options
         self.stopped = False
         _heard.pop(tid, None)  # of another, which had the same number
         _tracees.add(tid)
 
     @classmethod
-    def born(cls, tid: int) -> "Tracee":
+    def born(cls, tid: int, maker: "Tracee") -> "Tracee":
         """Take a thread that a tracee with Options.CLONE has made: seized with it, and stopped."""
-        return cls.all_born([tid])[0]
+        return cls.all_born([tid], maker)[0]
 
     @classmethod
-    def all_born(cls, tids: Iterable[int]) -> list["Tracee"]:
+    def all_born(cls, tids: Iterable[int], maker: "Tracee") -> list["Tracee"]:
         """Take several at once."""
         tracees = []
         for tid in tids:
             tracee = cls.__new__(cls)
-            tracee._begin(tid)
+            tracee._begin(tid, maker.options)
             tracees.append(tracee)
         hear(tracees)
         for tracee in tracees:
@@ -187,6 +188,28 @@ class Tracee:
     def set_options(self, options: Options) -> None:
         """Replace the PTRACE_O_* options."""
         self._do(_SETOPTIONS, "PTRACE_SETOPTIONS", data=options)
+        self.options = options
+
+    def suspend_seccomp(self) -> None:
+        """Have its seccomp filters, or strict mode, not count as long as we trace it."""
+        if not self.options & Options.SUSPEND_SECCOMP:
+            self.set_options(self.options | Options.SUSPEND_SECCOMP)
+
+    def seccomp_filter(self, index: int) -> bytes | None:
+        """Return the program of a seccomp filter, the oldest is number 0; None if there is none."""
+        ret = lib.core_ptrace(_SECCOMP_GET_FILTER, self.tid, index, 0)
+        if ret == -errno.ENOENT:
+            return None
+        count = check(ret, "PTRACE_SECCOMP_GET_FILTER", pid=self.tid)
+        buffer = ffi.new("uint8_t[]", count * _INSTRUCTION_SIZE)
+        self._do(_SECCOMP_GET_FILTER, "PTRACE_SECCOMP_GET_FILTER", index, _address(buffer))
+        return bytes(ffi.buffer(buffer))
+
+    def seccomp_flags(self, index: int) -> int:
+        """Return the flags that a seccomp filter was installed with (Linux 4.16)."""
+        metadata = ffi.new("uint64_t[2]", [index, 0])
+        self._do(_SECCOMP_GET_METADATA, "PTRACE_SECCOMP_GET_METADATA", 16, _address(metadata))
+        return int(metadata[1])
 
     def event_message(self) -> int:
         """Return what the last event carried: the new tid after a clone."""

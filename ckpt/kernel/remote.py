@@ -36,6 +36,7 @@ from ckpt.kernel.arch import NO_SYSCALL, NR, Regs, find_gadget, find_hold, hold,
 from ckpt.kernel.ffi import check, ffi, lib, syscall
 from ckpt.kernel.nsfs import entered, is_ours
 from ckpt.kernel.ptrace import SYSCALL_STOP, Stop, Tracee
+from ckpt.kernel.seccomp import Pattern
 from ckpt.kernel.threads import Order, Then, run_call, send
 
 _IPC_CREAT, _IPC_RMID, _IPC_SET, _SHM_EXEC, _SHM_NORESERVE = 0o1000, 0, 1, 0o100000, 0o10000
@@ -55,6 +56,12 @@ _HEAD = Struct("<6Q")  # sigmask, tgid, tid, signo, count, done
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
 _BLOCKED = NO_SYSCALL & ~sum(1 << n - 1 for n in (*_FAULTS, signal.SIGKILL, signal.SIGSTOP))
 _SI_TKILL = -6
+ENTERING = (
+    *(Pattern(NR.shmat, (None, None, _SHM_EXEC)), Pattern(NR.shmdt)),
+    *(Pattern(NR.pause), Pattern(NR.rt_sigprocmask, (signal.SIG_SETMASK, None, 0, 8))),
+    Pattern(NR.tgkill),
+)
+"""The calls that it takes besides those of a batch."""
 _QUIET = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
 
 
@@ -169,6 +176,13 @@ class Segment:
         self.close()
 
 
+class Draft(Segment):
+    """Memory that no task attaches: a batch in it only tells which calls it would be."""
+
+    def __init__(self, size: int, base: int) -> None:
+        self.size, self.base, self.memory = size, base, memoryview(bytearray(size))
+
+
 class Slot(NamedTuple):
     """A thread's part of a segment: offset and room in bytes."""
 
@@ -280,6 +294,17 @@ class Batch:
     def fits(self, calls: int, size: int = 0) -> bool:
         """Say whether so many calls and bytes more would fit."""
         return self._next + calls * (_CALL.size + 64) + size <= self._top
+
+    def patterns(self) -> tuple[Pattern, ...]:
+        """Return the calls as a filter sees them; what is in the segment may be anywhere."""
+        segment = self._slot.segment
+        memory = range(segment.base, segment.base + segment.size)
+        found = []
+        for call in self.calls:
+            nr, *args, _, flags = _CALL.unpack_from(segment.memory, call._at)
+            known = (None if flags >> i & 1 or arg in memory else arg for i, arg in enumerate(args))
+            found.append(Pattern(nr, tuple(known)))
+        return tuple(found)
 
 
 class BatchFull(CkptError):

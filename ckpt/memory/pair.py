@@ -38,7 +38,7 @@ class Pair:
         args = batch.data(b"".join(word.to_bytes(8, "little") for word in words))
         made = batch.call(NR.clone3, args, 88, must=True)
         first.run(batch, self._regs, 0)
-        tracee = Tracee.born(made.ret)
+        tracee = Tracee.born(made.ret, first.tracee)
         self._remotes.append(Remote(tracee, first.tgid, self._slot, signo=first.signo))
         return self
 

@@ -21,6 +21,7 @@ class Program:
     criu_restore: str = ""  # why real criu cannot restore it
     criu_running: str = ""  # why it cannot restore it when the target ran on
     refused: str = ""  # what our dump refuses it for, untouched: a part of the message
+    restored: bool = False  # though our dump refuses it, our restore knows it: by real criu's dump
     peers_only: bool = False  # another entry does as much and more, but is too much for criu
     huge_pages: int = 0  # of 2 MiB, that it needs
     terminal: bool = False  # runs in a shell's session on a pseudo terminal
@@ -87,6 +88,18 @@ PROGRAMS = (
     program("creds_ids", "ids", source="creds", criu=OTHER_USER),
     program("creds_nobody", "nobody", source="creds", criu=OTHER_USER),
     program("creds_threads", "threads", source="creds"),
+    program("seccomp"),
+    program("seccomp_threads", "threads", source="seccomp"),
+    program("seccomp_list", "list", source="seccomp"),
+    program("seccomp_short", "short", source="seccomp", refused="could be killed", restored=True),
+    program("seccomp_strict", "strict", source="seccomp", refused="could be killed", restored=True),
+    program(
+        "seccomp_notify",
+        "notify",
+        source="seccomp",
+        refused="asks another",
+        criu="loses the other",
+    ),
     program("oom_score_adj"),
     program("subreaper"),
     # Interrupted system calls

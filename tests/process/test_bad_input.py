@@ -66,13 +66,6 @@ def as_nobody(*words):
 
 # --- targets that cannot be dumped
 
-_FILTER = """
-program = struct.pack("<HBBI", 6, 0, 0, 0x7fff0000)  # BPF_RET, SECCOMP_RET_ALLOW
-buffer = ctypes.create_string_buffer(program)
-fprog = struct.pack("<H6xQ", 1, ctypes.addressof(buffer))
-assert not libc.prctl(38, 1, 0, 0, 0) and not libc.prctl(22, 2, fprog)
-"""
-
 HOLDS = {
     "io_uring": (
         "assert call(425, 4, ctypes.create_string_buffer(120)) == 3",
@@ -107,7 +100,6 @@ HOLDS = {
         "socket.send_fds(a, [b'x'], [e.fileno()]); e.close()",
         r"a descriptor in flight in a socket of pid PID \(anon_inode:\[eventpoll\]\)", "received",
     ),
-    "seccomp": (_FILTER, "pid PID has a seccomp filter: not supported", ""),
     "vfork": (
         "os.dup2(0, 1)\nif not libc.vfork():\n libc.prctl(1, 9)",
         r"pid \d+ shares its memory with its parent", "try again",

@@ -39,9 +39,9 @@ class Way:
         if self.restorer is Criu:
             reasons += [program.criu, program.criu_restore]
             reasons += [program.criu_running] if self.running else []
-        if program.refused and self.dumper is not self.restorer:
+        if program.refused and self.dumper is not self.restorer and not program.restored:
             return "our dump refuses it, and our restore knows no such thing"
-        if program.refused and self.dumper is not Criu:
+        if program.refused and self.dumper is Ckpt:
             return "test_refused shows it"
         if program.peers_only and Criu not in (self.dumper, self.restorer):
             return "another program covers it"

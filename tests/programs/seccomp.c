@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * seccomp filters, in one of these ways:
+ *	chain	two filters that all threads share, installed with a capability that is gone now
+ *	threads	a thread each with none, one and two filters, one of them logging
+ *	list	a list of what may be called; for all else it is killed. A dump's calls are on it,
+ *		restart_syscall(2) is not
+ *	short	such a list, with nothing on it that only a dump calls
+ *	strict	a thread in strict mode
+ *	notify	a filter that leaves decisions to whom it gives a descriptor
+ */
+#include "threads.h"
+#include <linux/audit.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+
+#define REFUSE(nr, error) \
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, nr, 0, 1), \
+	BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (error))
+#define ALLOW(nr) \
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, nr, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
+#define NR_IS BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr))
+#define OTHERWISE(action) BPF_STMT(BPF_RET | BPF_K, action)
+
+/* Calls that no kernel has any more; their errors tell which filter has the say. */
+enum { FIRST = SYS_uselib, SECOND = SYS_create_module, THIRD = SYS_query_module };
+
+static struct sock_filter older[] = {
+	NR_IS, REFUSE(FIRST, 11), REFUSE(SECOND, 12), OTHERWISE(SECCOMP_RET_ALLOW),
+};
+static struct sock_filter newer[] = {
+	NR_IS, REFUSE(SECOND, 22), REFUSE(THIRD, 23), OTHERWISE(SECCOMP_RET_ALLOW),
+};
+static struct sock_filter newest[] = {
+	NR_IS, REFUSE(THIRD, 33), OTHERWISE(SECCOMP_RET_ALLOW),
+};
+#define CALLED_HERE \
+	ALLOW(SYS_openat), ALLOW(SYS_write), ALLOW(SYS_close), ALLOW(SYS_rename), \
+	ALLOW(SYS_newfstatat), ALLOW(SYS_clock_nanosleep), ALLOW(SYS_exit_group), \
+	ALLOW(SYS_getpid), ALLOW(SYS_brk), ALLOW(SYS_read), ALLOW(SYS_mmap), ALLOW(SYS_getrandom)
+static struct sock_filter list[] = {
+	NR_IS, CALLED_HERE,
+	/* what a dump calls */
+	ALLOW(SYS_shmat), ALLOW(SYS_shmdt), ALLOW(SYS_pause), ALLOW(SYS_rt_sigprocmask),
+	ALLOW(SYS_tgkill), ALLOW(SYS_prctl), ALLOW(SYS_sigaltstack), ALLOW(SYS_rt_sigaction),
+	ALLOW(SYS_getitimer), ALLOW(SYS_timer_gettime), ALLOW(SYS_timer_getoverrun),
+	ALLOW(SYS_membarrier), REFUSE(SYS_userfaultfd, EPERM),
+	OTHERWISE(SECCOMP_RET_KILL_PROCESS),
+};
+static struct sock_filter shorter[] = {
+	NR_IS, CALLED_HERE, OTHERWISE(SECCOMP_RET_KILL_PROCESS),
+};
+static struct sock_filter asking[] = {
+	NR_IS,
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, FIRST, 0, 1),
+	OTHERWISE(SECCOMP_RET_USER_NOTIF),
+	OTHERWISE(SECCOMP_RET_ALLOW),
+};
+
+static const char *way;
+
+#define INSTALL(filter, flags) install(filter, lengthof(filter), flags)
+static int install(struct sock_filter *filter, unsigned short length, unsigned flags)
+{
+	struct sock_fprog program = {length, filter};
+	return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
+}
+
+static int error_of(int nr)
+{
+	errno = 0;
+	return syscall(nr, 0, 0, 0, 0) ? errno : 0;
+}
+
+static int filters(void)
+{
+	char file[40];
+	snprintf(file, sizeof(file), "task/%d/status", gettid());
+	return atoi(strchr(proc_line(file, "Seccomp_filters:"), ':') + 1);
+}
+
+static void set_up(int number)
+{
+	if (strcmp(way, "threads"))
+		return;
+	if (number >= 1)
+		need(!INSTALL(older, SECCOMP_FILTER_FLAG_LOG));
+	if (number >= 2)
+		need(!INSTALL(newer, 0));
+}
+
+static void check_up(int number)
+{
+	int count = strcmp(way, "threads") ? 2 : number;
+	check_is(filters(), count);
+	check_is(error_of(FIRST), count >= 1 ? 11 : ENOSYS);
+	check_is(error_of(SECOND), count >= 2 ? 22 : count ? 12 : ENOSYS);
+	check_is(error_of(THIRD), count >= 2 ? 23 : ENOSYS);
+	check_is(prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0), count != 2 || !strcmp(way, "threads"));
+}
+
+static void drop_capabilities(void)
+{
+	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+	struct __user_cap_data_struct data[2] = {{0}};
+	need(!syscall(SYS_capset, &header, data));
+}
+
+/* A filter for all threads can only be added where they share those that they have. */
+static void check_shared(void)
+{
+	check(INSTALL(newest, 0) < 0 && errno == EACCES, "a capability is back");
+	need(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+	check_is(INSTALL(newest, SECCOMP_FILTER_FLAG_TSYNC), 0);
+	check_is(error_of(THIRD), 33);
+}
+
+static int to_strict[2], from_strict[2];
+
+static void *be_strict(void *unused_)
+{
+	char byte = 0;
+	prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT);
+	for (int i = 0; i < 2; i++)
+		if (write(from_strict[1], &byte, 1) != 1 || read(to_strict[0], &byte, 1) != 1)
+			break;
+	syscall(SYS_getppid); /* which kills it */
+	return unused_;
+}
+
+static void strict(void)
+{
+	pthread_t thread;
+	char byte = 1;
+	need(!pipe(to_strict) && !pipe(from_strict));
+	need(!pthread_create(&thread, NULL, be_strict, NULL));
+	need(read(from_strict[0], &byte, 1) == 1);
+	checkpoint();
+	check_is(write(to_strict[1], &byte, 1), 1);
+	check_is(read(from_strict[0], &byte, 1), 1);
+	/* A thread that is killed for its filter takes nobody along. */
+	check_is(write(to_strict[1], &byte, 1), 1);
+	check_is(pthread_join(thread, NULL), 0);
+}
+
+int main(int argc, char **argv)
+{
+	begin(argc, argv);
+	way = argc > 2 ? argv[2] : "chain";
+	if (!strcmp(way, "strict")) {
+		strict();
+		return verdict();
+	}
+	if (!strcmp(way, "chain")) {
+		need(!INSTALL(older, 0) && !INSTALL(newer, 0));
+		drop_capabilities();
+		checkpoint_threads(2, set_up, check_up);
+		check_shared();
+		return verdict();
+	}
+	need(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+	if (!strcmp(way, "threads")) {
+		checkpoint_threads(2, set_up, check_up);
+		return verdict();
+	}
+	if (!strcmp(way, "list")) {
+		need(!INSTALL(list, 0));
+	} else if (!strcmp(way, "short")) {
+		need(!INSTALL(shorter, 0));
+	} else {
+		need(INSTALL(asking, SECCOMP_FILTER_FLAG_NEW_LISTENER) >= 0);
+	}
+	checkpoint();
+	return verdict();
+}
