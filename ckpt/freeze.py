@@ -16,7 +16,7 @@ from typing import Self
 from ckpt.errors import NoSuchTask, NotPermitted, TargetDied, Unsupported
 from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
-from ckpt.kernel.arch import Regs
+from ckpt.kernel.arch import NO_SYSCALL, Regs
 from ckpt.kernel.latency import Awake
 from ckpt.kernel.ptrace import EVENT_STOP, Options, Tracee, await_any, hear, reap
 from ckpt.kernel.threads import Order, State, Then, send, take
@@ -50,6 +50,13 @@ class FrozenThread:
     def tid(self) -> int:
         """The thread's id."""
         return self.tracee.tid
+
+    def call_again(self) -> None:
+        """Have it make a call again, as in the image, that restart_syscall(2) would go on with."""
+        if self.resumption.wait:
+            again = self.resumption.image._replace(orig_ax=NO_SYSCALL)
+            self.tracee.set_regs(again)
+            self.resumption = Resumption(again, self.resumption.image)
 
 
 class FrozenProcess:
@@ -206,8 +213,7 @@ class Frozen:
         asleep = self._sleeps.still()
         for (tracee, signo), state in zip(stopped.items(), take([*stopped]), strict=True):
             tid = tracee.tid
-            sleep, earlier, free = asleep.get(tid), self._earlier.get(tid), tid in self._sleeps.free
-            way = resumption(tracee, state, sleep, self._since, earlier, free=free)
+            way = resumption(tracee, state, asleep.get(tid), self._since, self._earlier.get(tid))
             self._process[tid].threads.append(FrozenThread(tracee, signo, state, way))
 
     def _living(self) -> list[Tracee]:

@@ -48,7 +48,7 @@ from ckpt.kernel.userfaultfd import (
 )
 from ckpt.memory import mm
 from ckpt.memory.layout import hole
-from ckpt.sandbox import Sandbox
+from ckpt.sandbox import Sandbox, refused_unharmed
 from ckpt.task import process, thread
 from ckpt.task.restart import Wait
 
@@ -174,10 +174,12 @@ class Questions:
         timers = procfs.parse_timers(seen.read(self.pid, "timers"))
         if timers != self._timers:
             self._build_leader(timers)
-        for one in frozen.threads:
-            status = seen.read(one.tid, "status")
-            self._signals[one.tid] = signal_sets(status)
-            self._sandbox.open(one, status)
+        self._signals = {
+            one.tid: signal_sets(seen.read(one.tid, "status")) for one in frozen.threads
+        }
+        with refused_unharmed(frozen.threads):
+            for one in frozen.threads:
+                self._sandbox.open(one, seen.read(one.tid, "status"))
         lent = [_Lent(self._remote(one), one, self._of(one)) for one in frozen.threads]
         leader = lent[0]
         self._guard.watch(
@@ -318,10 +320,11 @@ class Errand:
         """Lend the thread, to be infected; when the block ends it is as it was."""
         self._program.check(procfs.read(self.pid, "maps"))
         one, status = frozen.leader, procfs.read(self.pid, "status")
-        if self._sandbox:
-            self._sandbox.open(one, status, self._calls)
-        else:
-            seccomp.suspend(one.tracee)
+        with refused_unharmed(frozen.threads):
+            if self._sandbox:
+                self._sandbox.open(one, status, self._calls)
+            else:
+                seccomp.suspend(one.tracee)
         signo = quiet_signal(*signal_sets(status))
         remote = Remote(one.tracee, self.pid, self.slot, signo=signo)
         with uninterrupted():
@@ -352,7 +355,7 @@ def fetch_userfaultfd(
     """
     with (
         Errand(pid, guard, sandbox, _FETCHING) as errand,
-        Frozen(pid, earlier=sandbox.waits) as frozen,
+        Frozen(pid) as frozen,
         errand.lent(frozen) as remote,
     ):
         one, batch = frozen.leader, remote.batch()

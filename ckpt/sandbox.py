@@ -4,25 +4,33 @@
 While we trace a thread its filters are suspended, so it answers whatever it is asked. Should we die
 meanwhile, they count again for the next call that it makes on its way home; one that may only
 fail does no harm there, one that it would be killed for does. So a thread is asked nothing that its
-filters answer worse than by an error. That is seen before anything is asked: filters can be read
-of a stopped thread alone, so a process that has some is stopped for an instant for that.
+filters answer worse than by an error. And it is stopped only if they allow restart_syscall(2), by
+which a sleep goes on that a stop has interrupted.
+
+All that is seen before anything is asked. But filters can be read of a stopped thread alone: so
+where there are any, another process of ours stops the threads for that, for an instant. If we are
+killed it is not, and sets those right that must not go on by restart_syscall(2).
 """
 
 import errno
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
+from typing import NamedTuple, Self
 
-from ckpt.errors import KernelError, Unsupported
+from ckpt.errors import CkptError, KernelError, NoSuchTask, TargetDied, Unsupported
 from ckpt.freeze import Frozen, FrozenThread
+from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs, seccomp
 from ckpt.kernel.arch import NR
 from ckpt.kernel.remote import ENTERING, Batch, Draft, Slot
-from ckpt.kernel.seccomp import Chain, Pattern
+from ckpt.kernel.seccomp import ALLOW, LOG, Chain, Pattern
 from ckpt.memory import mm
 from ckpt.task import process, thread
-from ckpt.task.restart import Wait
 
 _ROOM, _BASE = 64 << 10, 1 << 46
+_RESTART = Pattern(NR.restart_syscall)
 
 
 class Sandbox:
@@ -30,53 +38,51 @@ class Sandbox:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.waits: dict[int, Wait] = {}
-        """What looking has interrupted."""
         self._chains: dict[int, Chain] = {}
 
     def look(self) -> None:
         """Find the filters. Raises Unsupported for some that make a dump a danger."""
-        if not any(seccomp.of_status(_status(tid))[0] for tid in procfs.threads(self.pid)):
-            return
-        with Frozen(self.pid) as frozen:
-            for one in frozen.threads:
-                self._look_at(one, _status(one.tid))
-            self.waits = frozen.waits
-
-    def _look_at(self, one: FrozenThread, status: bytes) -> Chain:
-        """Return the filters of a stopped thread; those that are known are not read again."""
-        mode, count = seccomp.of_status(status)
-        known = self._chains.get(one.tid, ())
-        chain = seccomp.AS_STRICT if mode == seccomp.STRICT else known
-        if mode == seccomp.FILTER and len(chain) != count:
-            chain = _read(one)
-        if chain:
-            self._check(one.tid, chain)
-        self._chains[one.tid] = chain
-        return chain
+        if any(seccomp.of_status(_status(tid))[0] for tid in procfs.threads(self.pid)):
+            with uninterrupted():
+                self._chains = _seen_by_another(self.pid)
+            for tid, chain in self._chains.items():
+                self._check(tid, chain)
 
     def _check(self, tid: int, chain: Chain) -> None:
+        if not chain:
+            return
+        who = f"pid {tid}" if tid == self.pid else f"thread {tid} of pid {self.pid}"
         if seccomp.asks_others(chain):
             raise Unsupported(
-                f"{self._named(tid)} has a seccomp filter that asks another process",
+                f"{who} has a seccomp filter that asks another process",
                 hint="what a filter asks for (SECCOMP_RET_USER_NOTIF) cannot be made again",
+            )
+        if not seccomp.answers(chain, _RESTART) <= {ALLOW, LOG}:
+            raise Unsupported(
+                f"{who} could be harmed by its seccomp filter: it forbids restart_syscall(2)",
+                hint="by that a sleep goes on after any stop, by SIGSTOP as well",
             )
         if worst := seccomp.harmful(chain, _questions(leader=tid == self.pid)):
             raise Unsupported(
-                f"{self._named(tid)} could be killed by its seccomp filter: for {_name(worst)}, "
-                "which a dump has it call",
+                f"{who} could be harmed by its seccomp filter: for {_name(worst)}(2), which a "
+                "dump has it call",
                 hint="a filter that only refuses calls (SECCOMP_RET_ERRNO) does no harm",
             )
-
-    def _named(self, tid: int) -> str:
-        return f"pid {tid}" if tid == self.pid else f"thread {tid} of pid {self.pid}"
 
     def open(self, one: FrozenThread, status: bytes, calls: tuple[NR, ...] = ()) -> None:
         """Let a stopped thread make the calls of a dump, and these, as long as we trace it.
 
-        Raises what look() does, and what allow() does.
+        Filters that are known are not read again. Raises what look() does, and what allow() does.
         """
-        if self._look_at(one, status):
+        mode, count = seccomp.of_status(status)
+        chain = self._chains.get(one.tid, ())
+        if not mode:
+            chain = ()
+        elif mode == seccomp.STRICT or len(chain) != count:
+            chain = _read(one, status)
+            self._check(one.tid, chain)
+        self._chains[one.tid] = chain
+        if chain:
             self.allow(one.tid, calls)
             one.tracee.suspend_seccomp()
 
@@ -84,7 +90,7 @@ class Sandbox:
         """Raise KernelError (EPERM) if a thread may not be asked to make these calls."""
         chain = self._chains.get(tid, ())
         if worst := seccomp.harmful(chain, tuple(Pattern(nr) for nr in calls)):
-            what = f"{_name(worst)}, for which its seccomp filter could kill it"
+            what = f"{_name(worst)}, for which its seccomp filter could harm it"
             raise KernelError(errno.EPERM, what, pid=tid)
 
     def chains(self, tids: Iterable[int]) -> dict[int, Chain]:
@@ -92,11 +98,26 @@ class Sandbox:
         return {tid: self._chains.get(tid, ()) for tid in tids}
 
 
+@contextmanager
+def refused_unharmed(threads: list[FrozenThread]) -> Iterator[None]:
+    """See that threads can go on, should it turn out that they had better not been stopped."""
+    try:
+        yield
+    except CkptError:
+        for one in threads:
+            one.call_again()
+        raise
+
+
 def _status(tid: int) -> bytes:
     return procfs.read(tid, "status")
 
 
-def _read(one: FrozenThread) -> Chain:
+def _read(one: FrozenThread, status: bytes) -> Chain:
+    """Return the filters of a stopped thread."""
+    mode, _ = seccomp.of_status(status)
+    if mode != seccomp.FILTER:
+        return seccomp.AS_STRICT if mode else ()
     try:
         return seccomp.read(one.tracee)
     except KernelError as error:
@@ -121,3 +142,54 @@ def _questions(*, leader: bool) -> tuple[Pattern, ...]:
     mm.ask(batch)
     timers = Pattern(NR.timer_gettime), Pattern(NR.timer_getoverrun)
     return (*batch.patterns(), *ENTERING, *timers)
+
+
+# --- in another process
+
+
+def _seen_by_another(pid: int) -> dict[int, Chain]:
+    """Have another process of ours read the filters of all threads."""
+    import pickle  # which most dumps do without
+
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if not child:
+        try:
+            os.setsid()
+            with open(writer, "wb") as file:
+                file.write(pickle.dumps(_seen(pid)))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        told = file.read()
+    with suppress(ChildProcessError):  # who ignores SIGCHLD has nobody to wait for
+        os.waitpid(child, 0)
+    found: dict[int, Chain] | _Failure = pickle.loads(told) if told else _Failure.of(pid)
+    if isinstance(found, _Failure):
+        raise found.kind(found.message, hint=found.hint)
+    return found
+
+
+class _Failure(NamedTuple):
+    """An error, as it is told."""
+
+    kind: type[CkptError]
+    message: str
+    hint: str | None = None
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        return cls(CkptError, f"looking for the seccomp filters of pid {pid}: nobody has told")
+
+
+def _seen(pid: int) -> "dict[int, Chain] | _Failure":
+    try:
+        with Frozen(pid) as frozen:
+            for one in frozen.threads:
+                one.call_again()
+            return {one.tid: _read(one, _status(one.tid)) for one in frozen.threads}
+    except (NoSuchTask, TargetDied, Unsupported) as error:
+        return _Failure(type(error), error.message, error.hint)
+    except CkptError as error:
+        return _Failure(CkptError, error.message, error.hint)

@@ -22,6 +22,7 @@ from ckpt.memory.pages import Counts
 from ckpt.memory.unchanged import Skipped
 from ckpt.options import DumpOptions
 from ckpt.sandbox import Sandbox
+from ckpt.task.restart import Wait
 
 
 class Pass(NamedTuple):
@@ -112,11 +113,12 @@ class TaskSnapshot:
 
     def __init__(self, pid: int, pidfd: int, guard: Ward, sandbox: Sandbox, tree: Snapshot) -> None:
         self.pid, self.pidfd, self.guard, self.tree = pid, pidfd, guard, tree
-        self.sandbox, self.waits = sandbox, sandbox.waits
+        self.sandbox = sandbox
         self.image, self.report, self.files = tree.image, tree.report, tree.files
         self.opened, self.unseen = tree.opened, tree.unseen
         self.pages_id = tree.pages_id
         self.links = Links(pid)
+        self.waits: dict[int, Wait] = {}
         self.vmas: list[pb.vma_entry] = []
         self._attached: tuple[list[pb.vma_entry], dict[int, str]] = [], {}
         self.cores: dict[int, pb.core_entry] = {}

@@ -192,8 +192,13 @@ class Tracee:
 
     def suspend_seccomp(self) -> None:
         """Have its seccomp filters, or strict mode, not count as long as we trace it."""
-        if not self.options & Options.SUSPEND_SECCOMP:
+        if not self.suspended:
             self.set_options(self.options | Options.SUSPEND_SECCOMP)
+
+    @property
+    def suspended(self) -> bool:
+        """Whether seccomp filters that it has do not count."""
+        return Options.SUSPEND_SECCOMP in self.options
 
     def seccomp_filter(self, index: int) -> bytes | None:
         """Return the program of a seccomp filter, the oldest is number 0; None if there is none."""

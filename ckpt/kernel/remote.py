@@ -352,9 +352,10 @@ class Remote:
     def attach(self, regs: Regs, sigmask: int, gadget: Gadget, batch: Batch) -> bool:
         """Attach the segment; say whether the batch has still to be made.
 
-        Where the code has no place to be held at, it is made on the way.
+        Where the code has no place to be held at, it is made on the way; and where filters may
+        count again: a thread that is held may make calls that there are not.
         """
-        if gadget.hold:
+        if gadget.hold and not self.tracee.suspended:
             self._attach(regs, gadget)
             return True
         self._fall_in(regs, sigmask, gadget, batch)

@@ -123,14 +123,15 @@ def _action(value: int | None) -> int:
 _RET_K, _RET_A = 0x06, 0x16
 _LD, _LDX, _ST, _STX, _ALU, _JMP, _MISC = 0, 1, 2, 3, 4, 5, 7
 _ABS, _MEM, _LEN = 0x20, 0x60, 0x80
-_DATA_SIZE = 64
+_DATA_SIZE, _MOST_STATES = 64, 1 << 15
 _State = tuple[int, int | None, int | None, tuple[tuple[int, int | None], ...]]  # at, A, X, memory
 
 
 def _run(program: bytes, data: Sequence[int | None]) -> set[int | None]:
     """Return all values that a program may return for a struct seccomp_data of these words.
 
-    Both ways are gone where an unknown word decides; a program has no loops.
+    Both ways are gone where an unknown word decides; a program has no loops, but those ways may be
+    many: if too many, anything may be returned.
     """
     code = [*_INSTRUCTION.iter_unpack(program)]
     returned: set[int | None] = set()
@@ -142,6 +143,8 @@ def _run(program: bytes, data: Sequence[int | None]) -> set[int | None]:
         if operation in (_RET_K, _RET_A):
             returned.add(k if operation == _RET_K else a)
             continue
+        if len(seen) > _MOST_STATES:
+            return {None}
         for state in _step(code[at], (at, a, x, memory), data):
             if state not in seen:
                 seen.add(state)

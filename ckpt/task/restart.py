@@ -11,9 +11,8 @@ arch_do_signal_or_restart in the kernel):
 
 So in the image, and for the last kind in the task too, the call is made again with the time that
 is left: in its register if it is a number, else in a timespec put where nothing lives, below the
-stack's red zone. A thread with a seccomp filter does the same: that may forbid restart_syscall(2).
-How long a thread has slept is told by `se.exec_start` of /proc/TID/sched, the time at which it
-last ran; where the kernel does not tell, the whole time is waited for again.
+stack's red zone. How long a thread has slept is told by `se.exec_start` of /proc/TID/sched, the
+time at which it last ran; where the kernel does not tell, the whole time is waited for again.
 """
 
 import errno
@@ -69,7 +68,6 @@ _TIMESPEC = {
     NR.io_getevents: 4,
     NR.io_pgetevents: 4,
 }
-_WITH_BLOCK = {NR.nanosleep, NR.clock_nanosleep, NR.poll, NR.futex}
 _ARGUMENTS = ("di", "si", "dx", "r10", "r8", "r9")
 _TIMER_ABSTIME = 1
 _FUTEX_CMD_MASK = 0x7F
@@ -114,8 +112,6 @@ class Sleeps:
 
     def __init__(self) -> None:
         self._found: dict[int, Sleep] = {}
-        self.free: set[int] = set()
-        """Those that restart_syscall(2) harms in no way: no filter forbids it."""
         self._glance = Glance()
 
     def look(self, tids: Iterable[int]) -> None:
@@ -124,8 +120,6 @@ class Sleeps:
         for tid in tids:
             try:
                 call = procfs.syscall(tid)
-                if call and call.number in _WITH_BLOCK and not _is_filtered(tid):
-                    self.free.add(tid)
                 if call and _is_relative(call.number, call.args):
                     sched = procfs.read_path(_sched(tid))
                     cpu = procfs.stat(tid).processor
@@ -173,10 +167,6 @@ def _scheduler_offset(cpu: int) -> int:
         os.sched_setaffinity(0, ours)
 
 
-def _is_filtered(tid: int) -> bool:
-    return procfs.status(tid).seccomp != 0
-
-
 def _is_relative(number: int, args: tuple[int, ...]) -> bool:
     if number == NR.clock_nanosleep and args[1] & _TIMER_ABSTIME:
         return False
@@ -202,19 +192,12 @@ def _switches(sched: bytes) -> int:
 
 
 def resumption(
-    tracee: Tracee,
-    state: State,
-    sleep: Sleep | None,
-    now: int,
-    earlier: Wait | None = None,
-    *,
-    free: bool = True,
+    tracee: Tracee, state: State, sleep: Sleep | None, now: int, earlier: Wait | None = None
 ) -> Resumption:
     """Say how a thread that has just stopped goes on; set its registers if it must.
 
     sleep is what it was in just before, if it still was when it was stopped; now is when that
-    was, CLOCK_MONOTONIC in ns; earlier is what its last stop by us had interrupted. free says that
-    it is known to have no seccomp filter.
+    was, CLOCK_MONOTONIC in ns; earlier is what its last stop by us had interrupted.
     """
     regs = _out_of_critical_section(tracee, state)
     if regs.syscall is None:
@@ -223,8 +206,6 @@ def resumption(
         wait = _wait(regs, sleep, now, earlier)
         if wait.number == NR.restart_syscall:  # somebody else's stop: what for, nobody knows
             return Resumption(regs, regs._replace(ax=-errno.EINTR & NO_SYSCALL))
-        if not free and _is_filtered(tracee.tid):
-            return _made_again(tracee, regs, wait, now)
         return Resumption(regs, _once_more(regs, tracee.tid, wait, now), wait)
     if -regs.result == errno.EINTR and regs.syscall in _NEVER_RESTARTED:
         status = procfs.status(tracee.tid)
@@ -254,11 +235,7 @@ def _out_of_critical_section(tracee: Tracee, state: State) -> Regs:
 
 def _not_interrupted(regs: Regs, tracee: Tracee, sleep: Sleep | None, now: int) -> Resumption:
     """Have a call made again that says EINTR though there is no signal to handle."""
-    return _made_again(tracee, regs, _wait(regs, sleep, now, None), now)
-
-
-def _made_again(tracee: Tracee, regs: Regs, wait: Wait, now: int) -> Resumption:
-    image = _once_more(regs, tracee.tid, wait, now)
+    image = _once_more(regs, tracee.tid, _wait(regs, sleep, now, None), now)
     here = image._replace(orig_ax=NO_SYSCALL)
     tracee.set_regs(here)
     return Resumption(here, image)

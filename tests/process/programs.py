@@ -91,8 +91,9 @@ PROGRAMS = (
     program("seccomp"),
     program("seccomp_threads", "threads", source="seccomp"),
     program("seccomp_list", "list", source="seccomp"),
-    program("seccomp_short", "short", source="seccomp", refused="could be killed", restored=True),
-    program("seccomp_strict", "strict", source="seccomp", refused="could be killed", restored=True),
+    program("seccomp_short", "short", source="seccomp", refused="could be harmed", restored=True),
+    program("seccomp_asleep", "asleep", source="seccomp", refused="forbids restart", restored=True),
+    program("seccomp_strict", "strict", source="seccomp", refused="could be harmed", restored=True),
     program(
         "seccomp_notify",
         "notify",

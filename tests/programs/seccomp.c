@@ -3,9 +3,9 @@
  * seccomp filters, in one of these ways:
  *	chain	two filters that all threads share, installed with a capability that is gone now
  *	threads	a thread each with none, one and two filters, one of them logging
- *	list	a list of what may be called; for all else it is killed. A dump's calls are on it,
- *		restart_syscall(2) is not
+ *	list	a list of what may be called, by the program and by a dump; for all else it is killed
  *	short	such a list, with nothing on it that only a dump calls
+ *	asleep	such a list, without restart_syscall(2): if a stop interrupts its sleep it is killed
  *	strict	a thread in strict mode
  *	notify	a filter that leaves decisions to whom it gives a descriptor
  */
@@ -42,7 +42,7 @@ static struct sock_filter newest[] = {
 	ALLOW(SYS_newfstatat), ALLOW(SYS_clock_nanosleep), ALLOW(SYS_exit_group), \
 	ALLOW(SYS_getpid), ALLOW(SYS_brk), ALLOW(SYS_read), ALLOW(SYS_mmap), ALLOW(SYS_getrandom)
 static struct sock_filter list[] = {
-	NR_IS, CALLED_HERE,
+	NR_IS, CALLED_HERE, ALLOW(SYS_restart_syscall),
 	/* what a dump calls */
 	ALLOW(SYS_shmat), ALLOW(SYS_shmdt), ALLOW(SYS_pause), ALLOW(SYS_rt_sigprocmask),
 	ALLOW(SYS_tgkill), ALLOW(SYS_prctl), ALLOW(SYS_sigaltstack), ALLOW(SYS_rt_sigaction),
@@ -51,6 +51,9 @@ static struct sock_filter list[] = {
 	OTHERWISE(SECCOMP_RET_KILL_PROCESS),
 };
 static struct sock_filter shorter[] = {
+	NR_IS, CALLED_HERE, ALLOW(SYS_restart_syscall), OTHERWISE(SECCOMP_RET_KILL_PROCESS),
+};
+static struct sock_filter asleep[] = {
 	NR_IS, CALLED_HERE, OTHERWISE(SECCOMP_RET_KILL_PROCESS),
 };
 static struct sock_filter asking[] = {
@@ -170,6 +173,8 @@ int main(int argc, char **argv)
 		need(!INSTALL(list, 0));
 	} else if (!strcmp(way, "short")) {
 		need(!INSTALL(shorter, 0));
+	} else if (!strcmp(way, "asleep")) {
+		need(!INSTALL(asleep, 0));
 	} else {
 		need(INSTALL(asking, SECCOMP_FILTER_FLAG_NEW_LISTENER) >= 0);
 	}
