@@ -72,8 +72,13 @@ class Sandbox:
     def open(self, one: FrozenThread, status: bytes, calls: tuple[NR, ...] = ()) -> None:
         """Let a stopped thread make the calls of a dump, and these, as long as we trace it.
 
-        Filters that are known are not read again. Raises what look() does, and what allow() does.
+        Filters that are known are not read again. Raises what look() does, and what allow() does;
+        and Unsupported where a signal handler may answer its calls (Syscall User Dispatch).
         """
+        if one.state.dispatches:
+            raise Unsupported(
+                f"thread {one.tid} of pid {self.pid} uses Syscall User Dispatch: not supported"
+            )
         mode, count = seccomp.of_status(status)
         chain = self._chains.get(one.tid, ())
         if not mode:

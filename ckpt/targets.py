@@ -158,11 +158,14 @@ class Targets:
                 raise
             return None
 
-    def _take_in(self, pid: int, parent: Target | None, patience: float = 0) -> Target:
+    def _take_in(
+        self, pid: int, parent: Target | None, patience: float = 0, *, stopped: bool = False
+    ) -> Target:
         target = Target(pid, parent)
         try:
             check(pid, self.root, self._options, patience)
-            target.sandbox.look()
+            if not stopped:
+                target.sandbox.look()
             target.files, target.fs = self._files.of(pid), self._fs.of(pid)
             if target.files == pid:
                 self._opened.add(pid, target.pidfd)
@@ -283,7 +286,7 @@ class Targets:
             self.zombies[pid] = stat
 
     def _take_in_late(self, pid: int, parent: Target, glance: Glance) -> None:
-        target = self._take_in(pid, parent)
+        target = self._take_in(pid, parent, stopped=True)
         check_memory(pid, self._options)
         target.begin(self._tree, self._guard)
         target.memory = target.held.enter_context(Stop(target.snapshot))

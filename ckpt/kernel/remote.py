@@ -31,7 +31,7 @@ from struct import Struct
 from types import TracebackType
 from typing import NamedTuple
 
-from ckpt.errors import CkptError, KernelError, NoSuchTask
+from ckpt.errors import CkptError, KernelError, NoSuchTask, Unsupported
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs, find_gadget, find_hold, hold, home
 from ckpt.kernel.ffi import check, ffi, lib, syscall
 from ckpt.kernel.nsfs import entered, is_ours
@@ -367,6 +367,11 @@ class Remote:
         away = hold(regs, gadget.hold, NR.shmat, segment.id, segment.base, _SHM_EXEC)
         self._away = True
         ret = run_call(Order(self.tracee, Then.SYSCALL, away.pack(), self.blocked))
+        if ret == -errno.EACCES:
+            raise Unsupported(
+                f"pid {self.tid} may have no memory that is written and executed: not supported",
+                hint="it has said so itself (PR_SET_MDWE), or a security module does",
+            )
         check(ret, "shmat", pid=self.tid)
 
     def _fall_in(self, regs: Regs, sigmask: int, gadget: Gadget, batch: Batch) -> None:

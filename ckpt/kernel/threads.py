@@ -16,7 +16,7 @@ from ckpt.kernel.ptrace import Rseq, Tracee
 
 _XSTATE_ROOM = 16 << 10
 """Bytes of an XSAVE area, at most: with all that CPUs have today, AMX tiles too, 11 KiB."""
-_THREAD = Struct("<ii216sQQIIIxxxxQQQ48s56sqQ")
+_THREAD = Struct("<ii216sQQIIIxxxxQQQQ48s56sqQ")
 _ORDER = Struct("<iiiiQ216s")
 _NO_REGS = bytes(216)
 _REGS, _MASK, _MASK_FIRST = 1, 2, 4
@@ -26,7 +26,8 @@ class State(NamedTuple):
     """A stopped thread: all that its tracer may read of it by itself.
 
     critical_section is the address of its struct rseq_cs, 0 outside of one; robust_list its head
-    and length; tls three struct user_desc (x86); sched_attr a struct sched_attr.
+    and length; dispatches says whether it has calls of its own handled by a signal handler of its
+    own (Syscall User Dispatch); tls three struct user_desc (x86); sched_attr a struct sched_attr.
     """
 
     regs: Regs
@@ -34,6 +35,7 @@ class State(NamedTuple):
     rseq: Rseq | None
     critical_section: int
     robust_list: tuple[int, int]
+    dispatches: bool
     tls: bytes
     sched_attr: bytes
     ioprio: int
@@ -55,7 +57,7 @@ def take(tracees: list[Tracee]) -> list[State]:
 
 def _state(record: tuple[Any, ...], areas: "ffi.buffer", at: int) -> State:
     (tid, error, regs, sigmask, pointer, size, signature, flags, section, robust, length,
-     tls, sched_attr, ioprio, xstate) = record  # fmt: skip
+     dispatch, tls, sched_attr, ioprio, xstate) = record  # fmt: skip
     check(error, "reading a stopped thread", pid=tid)
     return State(
         Regs.unpack(regs),
@@ -63,6 +65,7 @@ def _state(record: tuple[Any, ...], areas: "ffi.buffer", at: int) -> State:
         Rseq(pointer, size, signature, flags) if pointer else None,
         section,
         (robust, length),
+        dispatch != 0,
         tls,
         sched_attr,
         ioprio,

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Credentials of a thread: ids, groups, capabilities, securebits, no_new_privs.
 
-They belong to each thread (credentials(7)); glibc only makes it look otherwise.
+They belong to each thread (credentials(7)); glibc only makes it look otherwise. Keyrings are not
+looked at: a task that is asked for its session keyring has one from then on.
 """
 
 from ckpt.image import pb

@@ -101,6 +101,8 @@ PROGRAMS = (
         refused="asks another",
         criu="loses the other",
     ),
+    program("mdwe", refused="written and executed", criu="cannot infect it either"),
+    program("dispatch", refused="Syscall User Dispatch", criu="loses it"),
     program("oom_score_adj"),
     program("subreaper"),
     # Interrupted system calls

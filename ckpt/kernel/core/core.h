@@ -56,6 +56,7 @@ struct core_thread {
 	uint32_t rseq_size, rseq_signature, rseq_flags, rseq_pad;
 	uint64_t rseq_cs;	/* the critical section that it is in */
 	uint64_t robust_list, robust_size;
+	uint64_t dispatch;	/* its mode of Syscall User Dispatch, 0 if it has none */
 	uint8_t tls[48];	/* three struct user_desc of its GDT (x86) */
 	uint8_t sched_attr[56];	/* struct sched_attr, SCHED_ATTR_SIZE_VER1 */
 	int64_t ioprio;

@@ -15,6 +15,7 @@ enum {
 	GETSIGMASK = 0x420a,
 	SETSIGMASK = 0x420b,
 	GET_RSEQ = 0x420f,
+	GET_DISPATCH = 0x4211,
 	SIGMASK_SIZE = 8,
 	RSEQ_CS = 8,		/* offset of rseq_cs in struct rseq */
 	WHO_PROCESS = 1,
@@ -102,6 +103,16 @@ static int64_t get_rseq(struct core_thread *one)
 	return core_vm_read(one->tid, &word, 1, &one->rseq_cs);
 }
 
+/* Linux 6.4; struct ptrace_sud_config. */
+static uint64_t get_dispatch(int32_t tid)
+{
+	struct {
+		uint64_t mode, selector, offset, len;
+	} conf = { 0 };
+
+	return core_ptrace(GET_DISPATCH, tid, sizeof(conf), (uintptr_t)&conf) < 0 ? 0 : conf.mode;
+}
+
 static int64_t take_thread(struct core_thread *one, uint8_t *xstate, size_t room)
 {
 	int64_t ret = core_getregset(one->tid, NT_PRSTATUS, &one->regs, sizeof(one->regs));
@@ -118,6 +129,7 @@ static int64_t take_thread(struct core_thread *one, uint8_t *xstate, size_t room
 	if (ret >= 0)
 		ret = core_syscall(SYS_sched_getattr, one->tid, (uintptr_t)one->sched_attr,
 				   sizeof(one->sched_attr), 0, 0, 0);
+	one->dispatch = get_dispatch(one->tid);
 	one->ioprio = core_syscall(SYS_ioprio_get, WHO_PROCESS, one->tid, 0, 0, 0, 0);
 	if (ret >= 0)
 		ret = core_getregset(one->tid, NT_X86_XSTATE, xstate, room);
