@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program that is killed for any call not on its list survives whatever becomes of its dump."""
+"""Programs with seccomp filters run on untouched, whatever becomes of their dump.
+
+One is killed for any call not on its list; another is only refused what a dump calls.
+"""
 
 import shutil
 from collections import Counter
@@ -15,8 +18,8 @@ from target import Target
 
 pytestmark = pytest.mark.process
 
-LIST = Program("seccomp_list", "seccomp", ("list",))
-ENGINES = {"stop": ("--engine", "stop"), "auto": ()}
+LIST, CHAIN = Program("list", "seccomp", ("list",)), Program("chain", "seccomp")
+CASES = [(LIST, "stop"), (CHAIN, "live"), (CHAIN, "fork")]
 
 
 @pytest.fixture
@@ -25,20 +28,21 @@ def place() -> Iterator[Path]:
 
 
 def dump_of(target: Target, place: Path, engine: str) -> Command:
-    return Command(place, "dump", "-R", "-t", target.pid, "-D", place / "images", *ENGINES[engine])
+    words = ("-t", target.pid, "-D", place / "images", "--engine", engine)
+    return Command(place, "dump", "-R", *words)
 
 
 @as_long_as_it_takes
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_dump_killed_while_filters_are_suspended(engine, place):
-    with Target(LIST, place / "target") as target:
+@pytest.mark.parametrize(("program", "engine"), CASES, ids=lambda case: getattr(case, "name", case))
+def test_a_dump_killed_while_filters_are_suspended(program, engine, place):
+    with Target(program, place / "target") as target:
         survey = dump_of(target, place, engine)
         _, tracing = boundaries(survey)
         assert survey.code == 0, survey.said
     shutil.rmtree(place / "images")
 
     def attempt(place: Path, number: int) -> Counter[str]:
-        with Target(LIST, place / "target") as target:
+        with Target(program, place / "target") as target:
             before, seen = look(target.pid), Counter()
             visit, calls = killing(number)
             command = dump_of(target, place, engine)

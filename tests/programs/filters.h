@@ -20,7 +20,12 @@
 enum { FIRST = SYS_uselib, SECOND = SYS_create_module, THIRD = SYS_query_module };
 
 static struct sock_filter older[] = {
-	NR_IS, REFUSE(FIRST, 11), REFUSE(SECOND, 12), OTHERWISE(SECCOMP_RET_ALLOW),
+	NR_IS, REFUSE(FIRST, 11), REFUSE(SECOND, 12),
+	/* what a dump might call */
+	REFUSE(SYS_shmat, 1), REFUSE(SYS_shmdt, 1), REFUSE(SYS_userfaultfd, 1),
+	REFUSE(SYS_sigaltstack, 1), REFUSE(SYS_tgkill, 1), REFUSE(SYS_rt_sigprocmask, 1),
+	REFUSE(SYS_mremap, 1), REFUSE(SYS_clone3, ENOSYS), REFUSE(SYS_getitimer, 1),
+	OTHERWISE(SECCOMP_RET_ALLOW),
 };
 static struct sock_filter newer[] = {
 	NR_IS, REFUSE(SECOND, 22), REFUSE(THIRD, 23), OTHERWISE(SECCOMP_RET_ALLOW),
