@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 
 from ckpt import namespaces
 from ckpt.errors import CkptError, TargetDied
+from ckpt.files.kind import NotNow
 from ckpt.files.opened import OpenFiles
 from ckpt.freeze import Frozen
 from ckpt.hooks import Hooks
@@ -74,8 +75,10 @@ def _attempt(options: DumpOptions, unseen: list[Range], hooks: Hooks) -> DumpRep
         snapshot = Snapshot(image, options, opened, unseen)
         try:
             _dump(snapshot, targets, options, hooks)
-        except BaseException:
+        except BaseException as error:
             snapshot.files.abandon()
+            if isinstance(error, NotNow):
+                raise Again(str(error)) from error
             raise
     return snapshot.report
 

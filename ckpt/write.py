@@ -18,8 +18,10 @@ def write(snapshot: Snapshot, targets: Targets) -> None:
     image, filters = snapshot.image, Filters()
     for target in targets:
         put_core(target, filters)
-        target.memory.finish()
     snapshot.files.settle()
+    snapshot.opened.close_copies()  # memory may take long to write
+    for target in targets:
+        target.memory.finish()
     numbers = {target.pid: number for number, target in enumerate(targets)}
     cgroups.dump([target.snapshot for target in targets], image)
     for target in targets:

@@ -51,8 +51,9 @@ class EventPoll(FileKind):
     @classmethod
     def check(cls, file: OpenFile, options: DumpOptions) -> None:
         """Refuse a set with a file that its process has no descriptor of."""
-        for _ in _members(file):
-            pass
+        for target, offset, number in _members(file):
+            if number is None and not _is_passing(file, target, offset):
+                raise _closed(file, target)
 
     @classmethod
     def state(cls, file: OpenFile) -> Hashable | None:
@@ -68,7 +69,9 @@ class EventPoll(FileKind):
     def dump(cls, file: OpenFile, out: Dump) -> Any:
         """List the members, as fdinfo does."""
         entry = pb.eventpoll_file_entry(**file.common())
-        for target, number in _members(file):
+        for target, _, number in _members(file):
+            if number is None:
+                raise _closed(file, target)
             entry.tfd.append(_member_entry(file.id, target, number))
         return entry
 
@@ -88,18 +91,29 @@ class EventPoll(FileKind):
             _add(placed.number, left.popleft(), batch)
 
 
-def _members(file: OpenFile) -> Iterator[tuple[EpollTarget, int]]:
-    """Yield the members, each with the number of a descriptor that has its file."""
+def _members(file: OpenFile) -> Iterator[tuple[EpollTarget, int, int | None]]:
+    """Yield the members, which one it is of those of its number, and a descriptor of its file."""
     alike: Counter[int] = Counter()
     for target in file.info.epoll:
-        number = _holder(file, target, alike[target.fd])
+        offset = alike[target.fd]
         alike[target.fd] += 1
-        if number is None:
-            raise Unsupported(
-                f"{file.name}: watches what was fd {target.fd}, now closed here but not elsewhere",
-                hint="remove a file from the set (EPOLL_CTL_DEL) before closing it",
-            )
-        yield target, number
+        yield target, offset, _holder(file, target, offset)
+
+
+def _closed(file: OpenFile, target: EpollTarget) -> Unsupported:
+    return Unsupported(
+        f"{file.name}: watches what was fd {target.fd}, now closed here but not elsewhere",
+        hint="remove a file from the set (EPOLL_CTL_DEL) before closing it",
+    )
+
+
+def _is_passing(file: OpenFile, target: EpollTarget, offset: int) -> bool:
+    """Say whether a member is gone by now, or there for as long as we have a copy of its file."""
+    member = (file.pid, file.number, target.fd, offset)
+    if files.watches(*member, file.number) is None:
+        return True
+    ours = os.getpid()
+    return any(files.watches(*member, number, of=ours) for number in procfs.fds(ours))
 
 
 def _holder(file: OpenFile, target: EpollTarget, offset: int) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ckpt.errors import Unsupported
 from ckpt.files import rawsk, tcpstream
-from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
+from ckpt.files.kind import Dump, FileKind, NotNow, OpenFile, Restore
 from ckpt.files.moreopts import MORE
 from ckpt.files.sockopts import (
     SO_REUSEADDR,
@@ -90,7 +90,7 @@ class InetSk(FileKind):
             if sock.type == socket.SOCK_STREAM:
                 _check_tcp(file, sock, options)
             elif sock.type == socket.SOCK_DGRAM and sock.getsockopt(_UDP, _UDP_CORK):
-                raise Unsupported(
+                raise NotNow(
                     f"{file.name}: a corked UDP socket", hint="try again when it is not (UDP_CORK)"
                 )
         check_options(file)
@@ -191,7 +191,7 @@ class InetSk(FileKind):
 def _check_tcp(file: OpenFile, sock: socket.socket, options: DumpOptions) -> None:
     state, waiting, _ = tcp_info(sock)
     if state == LISTEN and waiting and not options.skip_in_flight:
-        raise Unsupported(
+        raise NotNow(
             f"{file.name}: {waiting} TCP connections wait to be accepted",
             hint="try again once the server has accepted them, or lose them: --skip-in-flight",
         )

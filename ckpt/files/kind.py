@@ -121,6 +121,10 @@ class Passing(CkptError):
     """What was to be dumped ahead of the freeze, but cannot be."""
 
 
+class NotNow(Unsupported):
+    """What cannot be dumped in the state it is in, which a target at work leaves in a moment."""
+
+
 class Held:
     """What a kind has written ahead of the freeze: part of the image once it is kept."""
 

@@ -10,8 +10,7 @@ import socket
 import struct
 from typing import Any
 
-from ckpt.errors import Unsupported
-from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
+from ckpt.files.kind import Dump, FileKind, NotNow, OpenFile, Restore
 from ckpt.files.sockopts import (
     borrowed,
     check_options,
@@ -87,7 +86,7 @@ def _check_queue(file: OpenFile, sock: socket.socket) -> None:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     if any(events & select.POLLIN for _, events in poll.poll(0)):
-        raise Unsupported(
+        raise NotNow(
             f"{file.name}: netlink messages in its queue",
             hint="try again when the target has read them",
         )

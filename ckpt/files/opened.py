@@ -13,23 +13,25 @@ when the target runs again (`late`).
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import cmp_to_key, partial
-from itertools import pairwise, zip_longest
+from functools import partial
+from itertools import zip_longest
 from struct import Struct
 from typing import Any, NamedTuple, Self
 
 from ckpt.errors import CkptError, KernelError, NoSuchTask, Unsupported
 from ckpt.files import KINDS, locks
-from ckpt.files.kind import F_GETOWN_EX, Dump, FileKind, Held, OpenFile
+from ckpt.files.descriptors import Descriptor, groups, look
+from ckpt.files.kind import F_GETOWN_EX, Dump, FileKind, Held, NotNow, OpenFile
 from ckpt.image import pb
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import NR
 from ckpt.kernel.fdinfo import FdInfo, parse_fdinfo
 from ckpt.kernel.files import as_many_as_we_may
 from ckpt.kernel.glance import NOTHING, Glance, Part, Seen
-from ckpt.kernel.kcmp import Kcmp, kcmp, same_files
+from ckpt.kernel.kcmp import Kcmp, same_files
 from ckpt.kernel.pidfd import pidfd_getfd
 from ckpt.options import DumpOptions
 
@@ -37,6 +39,7 @@ FD_CLOEXEC = fcntl.FD_CLOEXEC
 _UNKNOWN = object()
 _NO_OWNER = bytes(8)
 _OURS = 256  # descriptors that we need for other things, more than enough
+_PATIENCE_S, _PAUSE_S = 1.0, 0.002
 _DIRENT = 32  # bytes of a struct linux_dirent64 with a number for its name
 _DIRENT_HEAD = Struct("<QqHB")  # ino, off, reclen, type; then the name
 
@@ -59,19 +62,6 @@ class _Table(NamedTuple):
     pid: int
     pidfd: int
     directory: int
-
-
-class Descriptor(NamedTuple):
-    """A number of a process's table, with what fdinfo says of its file."""
-
-    number: int
-    link: str
-    info: FdInfo
-
-    @property
-    def key(self) -> tuple[str, int, int]:
-        """Equal for descriptors that share an open file, and for few others."""
-        return self.link, self.info.flags & ~os.O_CLOEXEC, self.info.pos
 
 
 class Opened:
@@ -99,6 +89,12 @@ class Opened:
     def looks_around(self) -> bool:
         """Whether its record depends on which other files are open."""
         return bool(self.kind and self.kind.looks_around)
+
+    def close(self) -> None:
+        """Let go of our copy."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class OpenFiles:
@@ -129,6 +125,12 @@ class OpenFiles:
     def __exit__(self, *_: object) -> None:
         for pid in [*self._tables]:
             self.leave_out(pid)
+        self._drop_carried()
+
+    def close_copies(self) -> None:
+        """Let go of all copies: what was dumped of the files is known without."""
+        for one in self._all():
+            one.close()
         self._drop_carried()
 
     def add(self, pid: int, pidfd: int) -> None:
@@ -190,7 +192,7 @@ class OpenFiles:
         self._sorted = self._links = None
         one.places.remove(place)
         if not one.places:
-            os.close(one.fd)
+            one.close()
             self._gone.append(one)
 
     def _fetch(self, table: _Table, numbers: list[int]) -> None:
@@ -209,13 +211,14 @@ class OpenFiles:
     def _copy(self, table: _Table, new: Descriptor) -> Opened | None:
         """Take a copy of a descriptor; None if it is closed by now."""
         try:
-            return Opened(pidfd_getfd(table.pidfd, new.number), new.link)
+            fd = pidfd_getfd(table.pidfd, new.number)
         except KernelError as error:
             if error.errno == errno.EMFILE:
                 error.hint = f"pid {table.pid} has more files open than we may: raise `ulimit -Hn`"
             if error.errno != errno.EBADF:
                 raise
             return None
+        return Opened(fd, os.readlink(f"/proc/self/fd/{fd}"))  # the number may be another's by now
 
     def _known(
         self, table: _Table, new: Descriptor, alike: dict[str, list[Opened]]
@@ -228,8 +231,31 @@ class OpenFiles:
     # --- what they are
 
     def check(self, options: DumpOptions) -> None:
-        """Refuse what cannot be dumped, while the target still runs. Raises Unsupported."""
+        """Refuse what cannot be dumped, while the target still runs. Raises Unsupported.
+
+        What is likely to be over in a moment is given a second; and who opens and closes files
+        while we look may seem to have what it has not.
+        """
+        deadline = time.monotonic() + _PATIENCE_S
+        try:
+            while not self._is_fine(options, final=time.monotonic() >= deadline):
+                time.sleep(_PAUSE_S)
+        finally:
+            for place in [*self._by_place]:
+                self._forget(place)
+
+    def _is_fine(self, options: DumpOptions, *, final: bool) -> bool:
+        """Say whether all can be dumped; raise what is wrong if it stays so, or this is final."""
         self.look()
+        try:
+            self._check(options)
+        except Unsupported as error:
+            if final or not (isinstance(error, NotNow) or self.look()):
+                raise
+            return False
+        return True
+
+    def _check(self, options: DumpOptions) -> None:
         try:
             self._look_inside(self._all(), None)
             for one in (*self._all(), *self._in_flight()):
@@ -404,6 +430,8 @@ class OpenFiles:
         """See to it that all records are as of now; seen is what a glance has just told."""
         self._seen = seen
         changed = self._is_changed() and self.look()
+        if changed:
+            self._see_what_changed()
         out.carried_id = lambda fd: self._id(self._carried[fd], out)
         everything = self._all()
         stale = [one for one in self._suspects(changed) if not self._is_same(one, changed)]
@@ -415,6 +443,17 @@ class OpenFiles:
         for one in (*everything, *self._in_flight()):
             if not one.held:
                 self._dump_now(one, out)
+
+    def _see_what_changed(self) -> None:
+        """Read of fdinfo what the glance has not, before it is too late.
+
+        And what it has seen too early: what is closed was in epoll sets still, for our sake.
+        """
+        for place, one in self._by_place.items():
+            if not one.held or one.looks_around:
+                self._seen.look_again(place.pid, place.info)
+            else:
+                self._info(place)
 
     def _is_changed(self) -> bool:
         """Say whether descriptors have come or gone, or lead elsewhere; or may have."""
@@ -515,44 +554,6 @@ def _drop(stale: list[Opened], everything: list[Opened]) -> None:
             lost |= one.held.drop()
             one.held = None
         stale = [one for one in everything if one.held and one.held.asked & lost]
-
-
-def look(pid: int, numbers: Iterable[int]) -> list[Descriptor]:
-    """Return the target's descriptors of these numbers; those that are closed are left out."""
-    found = []
-    for number in numbers:
-        try:
-            info = parse_fdinfo(procfs.read(pid, f"fdinfo/{number}"))
-            found.append(Descriptor(number, procfs.fd_link(pid, number), info))
-        except KernelError as error:
-            if error.errno != errno.ENOENT:  # any other would lose an open file
-                raise
-    return found
-
-
-def groups(pid: int, descriptors: Iterable[Descriptor]) -> list[list[Descriptor]]:
-    """Return the descriptors put together by open file, each group by rising number."""
-    alike: dict[tuple[str, int, int], list[Descriptor]] = {}
-    for descriptor in descriptors:
-        alike.setdefault(descriptor.key, []).append(descriptor)
-    found = [group for some in alike.values() for group in _split(pid, some)]
-    return sorted(found, key=lambda group: group[0].number)
-
-
-def _split(pid: int, alike: list[Descriptor]) -> list[list[Descriptor]]:
-    if len(alike) == 1:
-        return [alike]
-
-    def order(a: Descriptor, b: Descriptor) -> int:
-        return kcmp(Kcmp.FILE, pid, pid, a.number, b.number)
-
-    ordered = sorted(alike, key=cmp_to_key(order))
-    split = [[ordered[0]]]
-    for before, one in pairwise(ordered):
-        if kcmp(Kcmp.FILE, pid, pid, before.number, one.number):
-            split.append([])
-        split[-1].append(one)
-    return split
 
 
 def kind_of(file: OpenFile, kinds: Iterable[type[FileKind]] = KINDS) -> type[FileKind]:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from ckpt.errors import Unsupported
-from ckpt.files.kind import Dump, FileKind, OpenFile, Restore
+from ckpt.files.kind import Dump, FileKind, NotNow, OpenFile, Restore
 from ckpt.files.moreopts import MORE
 from ckpt.files.skqueue import dump_queue, first_carries, queued
 from ckpt.files.sockopts import State, borrowed, check_options, dump_options, family
@@ -161,16 +161,18 @@ def _check_peer(file: OpenFile, diag: UnixDiag, table: Table, options: DumpOptio
     """Refuse a peer outside the tree; return the inode of the listener it waits at, or 0."""
     for client in diag.icons:
         if _outside(file, client):
-            _refuse(file, "a process outside the dump waits to be accepted", "accept it first")
+            _refuse_now(file, "a process outside the dump waits to be accepted", "accept it first")
     if diag.peer and _outside(file, diag.peer):
         _check_outside(file, diag, table, options)
     if not _is_alone(diag):
         return 0
     listener = next((one.ino for one in table.values() if diag.ino in one.icons), 0)
     if listener and _outside(file, listener):
-        _refuse(file, "it waits for a process outside the dump to accept it", "dump that one too")
+        _refuse_now(
+            file, "it waits for a process outside the dump to accept it", "dump that one too"
+        )
     if listener and diag.wqueue:
-        _refuse(file, "data sent before it was accepted", "wait until the server accepts it")
+        _refuse_now(file, "data sent before it was accepted", "wait until the server accepts it")
     return listener
 
 
@@ -186,6 +188,10 @@ def _check_outside(file: OpenFile, diag: UnixDiag, table: Table, options: DumpOp
 
 def _refuse(file: OpenFile, what: str, hint: str) -> None:
     raise Unsupported(f"{file.name}: unix socket: {what}", hint=hint)
+
+
+def _refuse_now(file: OpenFile, what: str, hint: str) -> None:
+    raise NotNow(f"{file.name}: unix socket: {what}", hint=hint)
 
 
 def _dump_outside(peer: UnixDiag, out: Dump) -> None:

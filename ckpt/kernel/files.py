@@ -127,14 +127,15 @@ def timerfd_settime(fd: int, flags: int, value: int, interval: int) -> None:
     check(_call(NR.timerfd_settime, fd, flags, spec, 0), "timerfd_settime")
 
 
-def watches(pid: int, epoll: int, tfd: int, offset: int, number: int) -> bool | None:
+def watches(pid: int, epoll: int, tfd: int, offset: int, number: int, of: int = 0) -> bool | None:
     """Say whether an epoll set's member is the file that descriptor `number` of pid has.
 
     epoll is the set's descriptor in pid; the member is the offset-th of those added as tfd, in
     fdinfo's order (kcmp(2), KCMP_EPOLL_TFD). None if there is no such member or descriptor.
+    of is whose descriptor it is, if not pid's.
     """
     slot = _EPOLL_SLOT.pack(epoll, tfd, offset)
-    ret = _call(NR.kcmp, pid, pid, Kcmp.EPOLL_TFD, number, slot)
+    ret = _call(NR.kcmp, of or pid, pid, Kcmp.EPOLL_TFD, number, slot)
     if ret in (-errno.EBADF, -errno.ENOENT):
         return None
     return check(ret, "kcmp EPOLL_TFD", pid=pid) == 0

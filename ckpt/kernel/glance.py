@@ -213,9 +213,11 @@ class Seen:
 
     def find(self, path: str) -> bytes | None:
         """Return a file's content; None if it was not seen."""
+        if path in self._late:
+            return self._late[path]
         place = self._places.get(path)
         if place is None or self._numbers[place] < 0:
-            return self._late.get(path)
+            return None
         start, end = self._starts[place - self._calls : place - self._calls + 2]
         return self._content[start:end]
 
@@ -226,6 +228,10 @@ class Seen:
         if found is None:
             found = self._late[path] = procfs.read_path(path)
         return found
+
+    def look_again(self, pid: int, name: str) -> None:
+        """Have what was seen of /proc/PID/NAME be what it says now."""
+        self._late[f"/proc/{pid}/{name}"] = procfs.read(pid, name)
 
     def answers(self, part: Part) -> tuple[list[int], bytes]:
         """Return the results of the calls of a part, and what they wrote."""

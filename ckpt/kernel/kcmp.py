@@ -29,6 +29,11 @@ def kcmp(kind: Kcmp, pid1: int, pid2: int, index1: int = 0, index2: int = 0) -> 
     return _ORDER[ret]
 
 
+def is_open(pid: int, number: int) -> bool:
+    """Say whether a task has a descriptor of that number."""
+    return syscall(NR.kcmp, pid, pid, Kcmp.FILE, number, number) == 0
+
+
 def same_files(pid: int, theirs: list[int], ours: list[int]) -> bytes:
     """Say for each pair whether a task's descriptor and ours are one open file: 1, else 0."""
     same = ffi.new("uint8_t[]", len(theirs))
