@@ -33,7 +33,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ckpt.errors import KernelError, Unsupported
-from ckpt.files.kind import Dump, OpenFile, Restore
+from ckpt.files.kind import Dump, NotNow, OpenFile, Restore
 from ckpt.files.sockopts import (
     SO_REUSEADDR,
     SO_SNDBUF,
@@ -67,6 +67,7 @@ _WINDOW_LAYOUT = struct.Struct("=5I")
 _HAS_TIMESTAMPS, _HAS_SACK, _HAS_WSCALE = 1, 2, 4
 _OPT_MSS, _OPT_WINDOW, _OPT_SACK, _OPT_TIMESTAMP = 2, 3, 4, 8
 _CHUNK = 32 << 10
+_GONE = (errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN)
 _ROOMY = 64 << 20
 _SHUT_READ, _SHUT_WRITE = 1, 2
 _PATIENCE, _PAUSE = 2.0, 0.001
@@ -96,7 +97,7 @@ def is_over(sock: _socket.socket) -> bool:
 def check_over(file: OpenFile, sock: socket.socket) -> None:
     """Refuse one that is over, but not read to its end: there is no such state to restore."""
     if _ioctl(sock, _SIOCINQ):
-        raise Unsupported(
+        raise NotNow(
             f"{file.name}: unread data of a TCP connection that is over",
             hint="try again when it has been read",
         )
@@ -109,7 +110,7 @@ def check(file: OpenFile, state: int, options: DumpOptions) -> None:
     if not options.tcp_established:
         raise Unsupported(f"{file.name}: connected TCP socket", hint="use --tcp-established")
     if state not in (ESTABLISHED, *SHUT):
-        raise Unsupported(
+        raise NotNow(
             f"{file.name}: TCP connection that is being opened (state {state})",
             hint="try again when it is established",
         )
@@ -327,12 +328,21 @@ def _revive(sock: socket.socket, one: _Connection, *, ok: bool) -> None:
             return
         set_option(sock, TCP, _REPAIR, 0)
         set_option(sock, SOL_SOCKET, SO_REUSEADDR, int(one.entry.opts.reuseaddr))
-        sent = one.sent
         with doing("send to a restored TCP connection"):
-            while sent < len(one.outgoing):
-                sent += sock.send(one.outgoing[sent:], socket.MSG_DONTWAIT)
-            _half_close(sock, one)
+            _go_on(sock, one)
         restore_buffers(sock, one.entry.opts)
+
+
+def _go_on(sock: socket.socket, one: _Connection) -> None:
+    """Send what never was; if the peer has gone meanwhile, its program is to find out itself."""
+    sent = one.sent
+    try:
+        while sent < len(one.outgoing):
+            sent += sock.send(one.outgoing[sent:], socket.MSG_DONTWAIT)
+        _half_close(sock, one)
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
 
 
 def _half_close(sock: socket.socket, one: _Connection) -> None:

@@ -10,6 +10,7 @@ import pty
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import tty
 from pathlib import Path
@@ -59,6 +60,38 @@ def restored(task, place, *options, pass_fds=()):
 def heard(copy, fd, size=5):
     os.kill(copy.pid, signal.SIGUSR1)
     return os.read(fd, size)
+
+
+# --- who is at the other end
+
+
+SENDING = """
+connection = socket.create_connection(("127.0.0.1", {port}))
+connection.setblocking(False)
+try:
+    while connection.send(bytes(1 << 20)): pass
+except BlockingIOError: pass
+def tell(*_):
+    try: said = connection.send(b"more")
+    except OSError as error: said = error.strerror
+    with open("{place}/said.new", "w") as file: file.write(str(said))
+    os.rename("{place}/said.new", "{place}/said")
+signal.signal(signal.SIGUSR1, tell)
+"""
+
+
+def test_a_peer_that_has_gone(place):
+    """What was to be sent to it is of no use; the others are to be served all the same."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    program = SENDING.format(port=listener.getsockname()[1], place=place)
+    with listener, python(program) as task:
+        with listener.accept()[0] as peer:
+            dump(task, place, "--tcp-established")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with restored(task, place, "--tcp-established") as copy:
+            os.kill(copy.pid, signal.SIGUSR1)
+            wait_until((place / "said").exists, "word of the copy")
+    assert (place / "said").read_text() in ("Broken pipe", "Connection reset by peer")
 
 
 # --- --inherit-fd
