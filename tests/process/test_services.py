@@ -4,17 +4,16 @@
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
+from service import Service
 from target import DEADLINE, Ckpt, wait_until
-from test_real import Real, free_port
+from test_real import free_port
 
 from tests.peers import missing
 
@@ -25,7 +24,7 @@ _SUMS = """select sum(abalance) from pgbench_accounts union select sum(tbalance)
  select coalesce(sum(delta), 0) from pgbench_history"""
 
 
-class Postgres(Real):
+class Postgres(Service):
     """A postmaster and its processes, of another user, with shared memory and semaphores."""
 
     name = "postgres"
@@ -89,29 +88,6 @@ class Postgres(Real):
         self.tool("pgbench", "-n", "-c", 2, "-t", 20, "postgres")
         assert len(self.ask(_SUMS).split()) == 1
 
-    # --- a tree
-
-    def ended(self) -> None:
-        gone(self.tree)
-        self.task.reap()
-
-    def kill(self) -> None:
-        self.note()
-        for pid in [self.pid, *self.tree]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.ended()
-
-    def note(self) -> None:
-        """Take note of who belongs to it."""
-        self.tree = [one.pid for one in psutil.Process(self.pid).children(recursive=True)]
-
-    def __exit__(self, *exc: object) -> None:
-        if self.task and self.task.status is None:
-            with suppress(psutil.NoSuchProcess):
-                self.kill()
-        super().__exit__(*exc)
-
 
 def postgres() -> Path:
     """Where its programs are; Debian has them out of the PATH."""
@@ -122,18 +98,6 @@ def postgres() -> Path:
         else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     )
     return places[-1] if places else missing("no postgres")
-
-
-def gone(pids: list[int]) -> None:
-    """See that killed processes have ended, and free their pids, which are orphans' of ours."""
-
-    def ended(pid: int) -> bool:
-        with suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-        return not psutil.pid_exists(pid)
-
-    for pid in reversed(pids):
-        wait_until(partial(ended, pid), f"end of {pid}")
 
 
 @pytest.mark.parametrize("engine", ["stop", "live"])
