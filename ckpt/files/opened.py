@@ -28,7 +28,7 @@ from ckpt.files.kind import F_GETOWN_EX, Dump, FileKind, Held, NotNow, OpenFile
 from ckpt.image import pb
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import NR
-from ckpt.kernel.fdinfo import FdInfo, parse_fdinfo
+from ckpt.kernel.fdinfo import parse_fdinfo
 from ckpt.kernel.files import as_many_as_we_may
 from ckpt.kernel.glance import NOTHING, Glance, Part, Seen
 from ckpt.kernel.kcmp import Kcmp, same_files

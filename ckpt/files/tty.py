@@ -9,7 +9,8 @@ bite (ioctl_tty(2), drivers/tty/pty.c, tty_jobctrl.c):
 - Modes and size belong to the pair: what is set at the master is the slave's too.
 - /dev/ptmx gives the lowest free number; the path /dev/pts/N is fixed by it.
 - What lies unread in a terminal cannot be peeked at, so it is refused, except of a terminal that
-  stays outside. Images of CRIU's, which reads it away, have it in tty-data.img.
+  stays outside, and half a line (`ttydata`). Images of CRIU's, which reads it away, may have more
+  in tty-data.img.
 """
 
 import errno
@@ -32,8 +33,9 @@ from ckpt.errors import (
     Unsupported,
 )
 from ckpt.files.external import inherited, tty_key
-from ckpt.files.kind import INSIDE, Dump, FileKind, OpenFile, Restore
+from ckpt.files.kind import INSIDE, Dump, FileKind, NotNow, OpenFile, Restore
 from ckpt.files.sockopts import doing
+from ckpt.files.ttydata import PEER_FLAGS, TIOCGPTPEER, put_back, settle, take_half_line
 from ckpt.files.ttyinfo import PTY_SLAVES, Kind, controlling_pty, identify, read_info, set_mode
 from ckpt.image import pb
 from ckpt.image.text import get_path, set_text
@@ -43,7 +45,7 @@ from ckpt.kernel.fdinfo import fdinfo
 from ckpt.kernel.remote import Batch, Call
 from ckpt.options import DumpOptions
 
-_TIOCGPTPEER, _TIOCSPTLCK, _TIOCGPTN = 0x5441, 0x40045431, 0x80045430
+_TIOCSPTLCK, _TIOCGPTN = 0x40045431, 0x80045430
 _MOST_PTYS = 4096
 _AT_FDCWD = -100
 
@@ -91,6 +93,8 @@ class Tty(FileKind):
             if outside and tty_key(file) in out.options.external:
                 info.type = Kind.EXT_TTY
             out.writer("tty-info").append(info)
+            if info_id & 1 and kind is Kind.PTY and not info.hung_up:
+                _save_typed(file, info.pty.index, out)
         return pb.tty_file_entry(
             **file.common(), tty_info_id=info_id, regf_id=_save_path(file, out)
         )
@@ -107,7 +111,7 @@ class Tty(FileKind):
             with doing(f"open pseudo terminal {info.pty.index}"):
                 if entry.tty_info_id & 1:
                     return os.dup(master)
-                fd: int = fcntl.ioctl(master, _TIOCGPTPEER, flags)
+                fd: int = fcntl.ioctl(master, TIOCGPTPEER, flags)
             if info.exclusive:
                 own = os.dup(fd)
                 make.at_end(lambda ok: _make_exclusive(own))
@@ -169,15 +173,26 @@ def _has_hung_up(master: int) -> bool:
     return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
+def _save_typed(master: OpenFile, index: int, out: Dump) -> None:
+    """Save half a line that was typed; there is none if nobody has the slave open."""
+    if not {f"/dev/pts/{index}", "/dev/tty"} & master.links:
+        return
+    with doing(f"open the slave of {master.name}"):
+        slave = fcntl.ioctl(master.fd, TIOCGPTPEER, PEER_FLAGS)
+    try:
+        _check_unread(master._replace(fd=slave))
+        if data := take_half_line(master.fd, slave):
+            out.writer("tty-data").append(pb.tty_data_entry(tty_id=index << 1, data=data))
+    finally:
+        os.close(slave)
+
+
 def _check_unread(file: OpenFile) -> None:
-    """Raise Unsupported if there is something to read at this end."""
-    # What was just written is still on its way; poll(2) waits for it (input_available_p, n_tty.c).
-    poll = select.poll()
-    poll.register(file.fd, select.POLLIN)
-    poll.poll(0)
+    """Raise NotNow if there is something to read at this end."""
+    settle(file.fd)
     unread = fcntl.ioctl(file.fd, termios.FIONREAD, bytes(4))
     if any(unread):
-        raise Unsupported(
+        raise NotNow(
             f"{file.name}: unread data in a pseudo terminal",
             hint="try again when it has been read",
         )
@@ -229,7 +244,7 @@ def controlling(make: Restore) -> dict[int, Controlling]:
             continue
         if _has_master(info.pty.index, make):
             master = make.once(("pty", info.pty.index), partial(_make_pty, info, make))
-            slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            slave = fcntl.ioctl(master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
             make.at_end(partial(_close, slave))
             found[info.sid] = Controlling(slave, info.pgrp)
     return found
@@ -267,10 +282,10 @@ def _make_pty(info: Any, make: Restore) -> int:
         make.at_end(lambda ok: _lock(fd, master))
         unread = _unread(index, make)
         if unread or master.hung_up or index << 1 in _infos(make):
-            peer = fcntl.ioctl(fd, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            peer = fcntl.ioctl(fd, TIOCGPTPEER, PEER_FLAGS)
             # Held to the end: a terminal whose last slave was closed is one that hung up.
             make.at_end(lambda ok: os.close(peer))
-            _put_back(fd, peer, unread)
+            _put_back(fd, peer, unread, lines=bool(master.termios.c_lflag & termios.ICANON))
         set_mode(fd, master, size=True)
         if master.packet_mode:
             fcntl.ioctl(fd, termios.TIOCPKT, struct.pack("i", 1))
@@ -318,13 +333,16 @@ def _unread(index: int, make: Restore) -> list[tuple[bool, bytes]]:
     return found
 
 
-def _put_back(master: int, slave: int, unread: list[tuple[bool, bytes]]) -> None:
-    """Write it from the other end, while the line is raw; its mode comes later."""
+def _put_back(master: int, slave: int, unread: list[tuple[bool, bytes]], *, lines: bool) -> None:
+    """Write it from the other end, as it is; its mode comes later."""
     raw = termios.tcgetattr(slave)
-    raw[0] = raw[1] = raw[3] = 0
+    raw[1] = 0
     termios.tcsetattr(slave, termios.TCSANOW, raw)
     for masters, data in unread:
-        os.write(slave if masters else master, data)
+        if masters:
+            os.write(slave, data)
+        else:
+            put_back(master, slave, data, lines=lines)
 
 
 def _open_outside(info: Any, entry: Any, flags: int, make: Restore) -> int:

@@ -122,6 +122,29 @@ def test_unread_data(terminals: Terminals) -> None:
         terminals.through(master, slave)
 
 
+def test_half_a_line_is_typed_still(terminals: Terminals) -> None:
+    """Here, where it runs on, and in the copy: it can be mended, and is not entered yet."""
+    master, slave = terminals.pair()
+    os.set_blocking(slave, False)
+    os.write(master, b"hap")
+    assert os.read(master, 99) == b"hap"  # has arrived
+    mode = termios.tcgetattr(slave)
+    terminals.trip = Trip(terminals.place)
+    ids = terminals.trip.dump(Tty, master, slave)
+    assert termios.tcgetattr(slave) == mode
+    check_half_a_line(master, slave)
+    terminals.close(master, slave)
+    check_half_a_line(*terminals.restore(*ids))
+
+
+def check_half_a_line(master: int, slave: int) -> None:
+    with pytest.raises(BlockingIOError):
+        os.read(slave, 99)
+    os.write(master, b"\x7flf\n")
+    assert os.read(master, 99) == b"\b \blf\r\n"
+    assert os.read(slave, 99) == b"half\n"
+
+
 def test_data_of_criu_is_put_back(terminals: Terminals) -> None:
     master, slave = terminals.pair()
     quiet(slave)
