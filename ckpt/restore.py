@@ -54,7 +54,7 @@ def restore(options: RestoreOptions) -> RestoreReport:
         groups = stack.enter_context(Cgroups(image, saved.tasks[saved.pid].leader, options))
         tree = stack.enter_context(Tree(saved, options, daemon))
         log.stage("fork")
-        tree.begin(files, readers)
+        tree.begin(readers)
         groups.join(saved.pid, saved.tasks[saved.pid].leader)
         log.stage("memory")
         tree.grow(files, image)

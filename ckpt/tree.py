@@ -59,6 +59,8 @@ class Tree:
         self._plan = pstree.plan(saved.items)
         self._shares = _shared(self._plan, saved)
         self._remotes: dict[int, Remote] = {}
+        # By pid: who has still its maker's memory, and who has its own; what those have from their
+        # makers who never get any.
         self._empty: dict[int, Task] = {}
         self._made: dict[int, Task] = {}
         self._bare: dict[int, Origin] = {}
@@ -118,8 +120,8 @@ class Tree:
 
     # --- the steps
 
-    def begin(self, files: Files, readers: dict[int, PageReader]) -> None:
-        """Fork the root, and empty it."""
+    def begin(self, readers: dict[int, PageReader]) -> None:
+        """Fork the root."""
         self._readers = readers
         ours = maps.maps("self")
         self._room = Room(self.saved, [(entry.start, entry.end) for entry in ours])
