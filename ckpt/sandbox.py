@@ -42,7 +42,7 @@ class Sandbox:
 
     def look(self) -> None:
         """Find the filters. Raises Unsupported for some that make a dump a danger."""
-        if any(seccomp.of_status(_status(tid))[0] for tid in procfs.threads(self.pid)):
+        if any(_is_filtered(tid) for tid in procfs.threads(self.pid)):
             with uninterrupted():
                 self._chains = _seen_by_another(self.pid)
             for tid, chain in self._chains.items():
@@ -116,6 +116,12 @@ def refused_unharmed(threads: list[FrozenThread]) -> Iterator[None]:
 
 def _status(tid: int) -> bytes:
     return procfs.read(tid, "status")
+
+
+def _is_filtered(tid: int) -> bool:
+    with suppress(NoSuchTask):  # a thread may end at any time
+        return seccomp.of_status(_status(tid))[0] != seccomp.DISABLED
+    return False
 
 
 def _read(one: FrozenThread, status: bytes) -> Chain:
