@@ -98,18 +98,21 @@ class Clients:
     def cut_off(self) -> None:
         """The server was killed: that answers stay away is no wonder, but none was wrong."""
         self._stop.set()
+        wait_until(self._hung_up, "the end of all clients")
+        assert not self.wrong, self.wrong[:5]
+
+    def _hung_up(self) -> bool:
         for one in [*self._sockets.values()]:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-        self.__exit__()
-        assert not self.wrong, self.wrong[:5]
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _ask(self, number: int) -> None:
         try:
             with ExitStack() as opened:
                 while not self._stop.is_set():
-                    connection = opened.enter_context(connected(self.port))
-                    self._sockets[number] = connection.sock
+                    self._sockets[number] = made = socket.socket()
+                    connection = opened.enter_context(connected(self.port, made))
                     self._talk(connection, 1 if number % 2 else 1 << 30)
                     opened.close()
         except (OSError, http.client.HTTPException) as error:
@@ -134,12 +137,12 @@ class Clients:
 
 
 @contextmanager
-def connected(port: int) -> Iterator[http.client.HTTPConnection]:
+def connected(port: int, made: socket.socket | None = None) -> Iterator[http.client.HTTPConnection]:
     """Yield a connection that is reset in the end."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
-    connection.connect()
-    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    try:
+    with made or socket.socket() as sock:
+        sock.settimeout(DEADLINE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.connect(("127.0.0.1", port))
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.sock = sock
         yield connection
-    finally:
-        connection.close()
