@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import psutil
+from bystander import children
 from target import DEADLINE, wait_until
 from test_real import Real
 
@@ -24,14 +25,21 @@ class Service(Real):
     """A Real that is a tree: all of it ends before its copy begins."""
 
     tree: tuple[int, ...] = ()
+    others: frozenset[int] = frozenset()
 
     def note(self) -> None:
         """Take note of who belongs to it, before it is dumped to be killed."""
         self.tree = tuple(one.pid for one in psutil.Process(self.pid).children(recursive=True))
+        self.others = frozenset(children())
 
     def ended(self) -> None:
         gone(self.tree)
         super().ended()
+        gone(self._orphans())
+
+    def _orphans(self) -> tuple[int, ...]:
+        """Return who was born since note(): ours by now."""
+        return tuple(children() - self.others) if self.others else ()
 
     def kill(self) -> None:
         self.note()
