@@ -70,7 +70,9 @@ def _attempt(options: DumpOptions, unseen: list[Range], hooks: Hooks) -> DumpRep
         with yielding():
             targets.find()
         log.stage("begin")
-        image = held.enter_context(ImageDir.create(options.images_dir, options.prev_images_dir))
+        with uninterrupted():  # or the directory would stay
+            new = ImageDir.create(options.images_dir, options.prev_images_dir)
+            image = held.enter_context(new)
         hooks.pre_dump(pid)
         snapshot = Snapshot(image, options, opened, unseen)
         try:

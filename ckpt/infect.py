@@ -354,6 +354,7 @@ def fetch_userfaultfd(
     Raises KernelError (EPERM: it may not, nor may we for it).
     """
     with (
+        uninterrupted(),
         Errand(pid, guard, sandbox, _FETCHING) as errand,
         Frozen(pid) as frozen,
         errand.lent(frozen) as remote,

@@ -17,6 +17,7 @@ from ckpt.files.opened import OpenFiles
 from ckpt.freeze import Frozen, FrozenProcess
 from ckpt.guard import Guard
 from ckpt.infect import Questions
+from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.kcmp import Kcmp, kcmp
@@ -56,9 +57,9 @@ class Target:
 
     def look_ahead(self, glance: Glance) -> None:
         """Take what will most likely be the same in the freeze, and open what will be read."""
-        self.questions = self.held.enter_context(
-            Questions(self.pid, self.snapshot.guard, self.sandbox)
-        )
+        with uninterrupted():  # or their segment would stay
+            questions = Questions(self.pid, self.snapshot.guard, self.sandbox)
+            self.questions = self.held.enter_context(questions)
         self.questions.look_ahead(glance)
         self.memory.look_ahead(glance)
         self.snapshot.links.look_ahead(glance)

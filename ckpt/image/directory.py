@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from ckpt.errors import ImageError
 from ckpt.image.kinds import KINDS
 from ckpt.image.records import Record, RecordWriter, Source
+from ckpt.interrupt import uninterrupted
 
 VERSION = 2
 """The `img_version` that we write and read."""
@@ -291,11 +292,12 @@ class ImageDir:
     def _create_file(self, name: str) -> int:
         # What is beside an image may be replaced, an image file never.
         flags = os.O_TRUNC if name.startswith(_BESIDE) else os.O_EXCL
-        try:
-            fd = os.open(name, _WRITE | flags, 0o600, dir_fd=self.fd)
-        except OSError as error:
-            raise _failed(self.place(name), error) from error
-        self._written.append(name)
+        with uninterrupted():  # or it would stay
+            try:
+                fd = os.open(name, _WRITE | flags, 0o600, dir_fd=self.fd)
+            except OSError as error:
+                raise _failed(self.place(name), error) from error
+            self._written.append(name)
         return fd
 
     def _open_file(self, name: str, mode: int = os.O_RDONLY) -> int:

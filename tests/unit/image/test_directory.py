@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ckpt.errors import ImageError
 from ckpt.image import pb
 from ckpt.image.directory import ImageDir
 from ckpt.image.kinds import KINDS
+from ckpt.interrupt import interrupt
 from tests.unit.image.samples import complete_image, fill, sample
 
 WITH_MESSAGES = [kind for kind in KINDS.values() if kind.magic and kind.name != "inventory"]
@@ -186,3 +188,22 @@ def test_descriptors_are_closed(tmp_path):
         assert image.parent is not None
         image.read("pstree")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_interrupted_just_when_a_file_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is known by then, and goes with the rest."""
+    make = os.open
+
+    def interrupted(path: str, flags: int, *args: int, **where: int) -> int:
+        fd = make(path, flags, *args, **where)
+        if flags & os.O_CREAT:
+            interrupt(signal.SIGTERM)
+        return fd
+
+    image = ImageDir.create(tmp_path / "images")
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt), image:
+        image.write("pstree")
+    assert not (tmp_path / "images").exists()
