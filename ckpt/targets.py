@@ -9,7 +9,7 @@ record of its own.
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from typing import Self
+from typing import Self, TypeVar
 
 from ckpt.engine import Engine, Stop, engine
 from ckpt.errors import CkptError, NoSuchTask, TargetDied
@@ -27,6 +27,8 @@ from ckpt.refuse import check, check_memory
 from ckpt.sandbox import Sandbox
 from ckpt.snapshot import Again, Snapshot, TaskSnapshot
 from ckpt.task.restart import Wait
+
+T = TypeVar("T")
 
 _ROUNDS = 4
 _VFORK_S = 1.0  # how long a vfork(2) may last: until the child executes
@@ -118,7 +120,7 @@ class Targets:
     def find(self) -> None:
         """Take in the root and its descendants; refuse what cannot be dumped."""
         self._take_in(self.root, None)
-        while self._find_new():
+        while self.together(self._find_new):
             pass
         # First: a mapping has no number to be named by.
         self.together(lambda: self._opened.check(self._options))
@@ -137,7 +139,9 @@ class Targets:
     def catch_up(self) -> None:
         """Take in who was born while memory was saved, and save theirs: it is less each time."""
         for _ in range(_ROUNDS):
-            new = self._find_new()
+            known = set(self._all)
+            self.together(self._find_new)
+            new = [target for target in self if target.pid not in known]
             self.each(lambda target: check_memory(target.pid, self._options), new)
             self.each(self._start, new)
             self.each(lambda target: target.memory.prepare(), new)
@@ -201,12 +205,11 @@ class Targets:
                     raise
                 self._leave_out(target.pid)
 
-    def together(self, do: Callable[[], object]) -> None:
+    def together(self, do: Callable[[], T]) -> T:
         """Do what concerns all at once; and again as long as children end meanwhile."""
         while True:
             try:
-                do()
-                return
+                return do()
             except (NoSuchTask, OSError):
                 ended = self.ended()
                 if not ended:

@@ -173,3 +173,36 @@ def test_who_had_shared_with_it_still_share(place: Path, monkeypatch: pytest.Mon
         assert len({one.files_id for one in ids}) == len({one.fs_id for one in ids}) == 2
         assert ids[1].files_id == ids[2].files_id and ids[1].fs_id == ids[2].fs_id
         assert [*image.records("fdinfo", ids[1].files_id)]
+
+
+_BUSY = """
+import os, random, threading, time
+def one():
+    while True:
+        child = os.fork()
+        if not child:
+            time.sleep(random.uniform(0.001, 0.026))
+            os._exit(0)
+        os.waitpid(child, 0)
+for _ in range(6):
+    threading.Thread(target=one, daemon=True).start()
+print(flush=True)
+while True:
+    time.sleep(100)
+"""
+
+
+def test_children_of_a_moment(engine: str, place: Path) -> None:
+    """Some end at each step, all the time: there is an image all the same."""
+    argv = [sys.executable, "-c", _BUSY]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as root:
+        try:
+            assert root.stdout and root.stdout.readline()
+            for number in range(3):
+                images = place / str(number)
+                dump.dump(
+                    DumpOptions(pid=root.pid, images_dir=images, leave_running=True, engine=engine)
+                )
+                assert (images / "inventory.img").exists()
+        finally:
+            os.killpg(root.pid, signal.SIGKILL)
