@@ -128,7 +128,7 @@ class Clients:
 
     def _talk(self, connection: http.client.HTTPConnection, questions: int) -> None:
         for _ in range(questions):
-            if self._stop.is_set():
+            if self._stop.is_set() or not connection.sock:  # the server does not keep it
                 return
             path, check = random.choice(self.questions)
             begun = time.monotonic()
@@ -152,5 +152,5 @@ def connected(port: int, made: socket.socket | None = None) -> Iterator[http.cli
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.connect(("127.0.0.1", port))
         connection = http.client.HTTPConnection("127.0.0.1", port)
-        connection.sock = sock
+        connection.sock, connection.auto_open = sock, 0
         yield connection

@@ -84,6 +84,7 @@ class Work:
 
 class Handler(BaseHTTPRequestHandler):
     work: Work
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         text = self.work.answer(self.path).encode()
