@@ -233,13 +233,14 @@ from ckpt.guard import Guard
 from ckpt.infect import fetch_userfaultfd
 from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
 from ckpt.kernel.userfaultfd import TRACKING, Mode
+from ckpt.sandbox import Sandbox
 pid, start, number = map(int, sys.argv[1:])
 pidfd, kept = pidfd_open(pid), []
 def register(uffd):
     uffd.register(start, start + 4096, Mode.WP)
     kept.append(uffd)
 with Guard() as guard, guard.ward(pid, pidfd) as ward:
-    fetch_userfaultfd(pid, pidfd, TRACKING, register, ward)
+    fetch_userfaultfd(pid, pidfd, TRACKING, register, ward, Sandbox(pid))
     kept[0].protect([(start, 4096)])
     os.kill(pid, signal.SIGUSR1)
     def waits(task):

@@ -4,11 +4,14 @@
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from service import Service
 from target import Ckpt, wait_until
 from test_real import REAL
 
+from ckpt.kernel import procfs
+from ckpt.kernel.arch import NR
 from tests.peers import peer
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
@@ -45,6 +48,25 @@ class Shell(Service):
         wait_until(lambda: wanted in self.screen()[seen:], f"{wanted!r} after {keys!r}")
         return self.screen()[seen:]
 
+    def begin(self, command: str, name: str = "") -> None:
+        """Have a program run in the foreground, and read what is typed from now on.
+
+        The shell takes away what was typed before it has set the terminal for the program.
+        """
+        self.show(f"{command}\n", "\n")
+        wait_until(lambda: (name or command) in self.readers(), f"{name or command} to read")
+
+    def readers(self) -> list[str]:
+        """The programs in the foreground of the terminal that wait for what is typed."""
+        below = psutil.Process(self.pid).children(recursive=True)
+        stats = [procfs.stat(one.pid) for one in below if one.is_running()]
+        return [one.comm for one in stats if one.pgrp == one.tpgid and _reads(one.pid)]
+
+
+def _reads(pid: int) -> bool:
+    call = procfs.syscall(pid)
+    return call is not None and call.number == NR.read and call.args[0] == 0
+
 
 JOBS = """\
 mkfifo gate; (cat gate; echo b; echo a; echo b) | sort | uniq -c > sorted &
@@ -59,7 +81,7 @@ def test_jobs(engine: str, place: Path) -> None:
     with Shell(place) as shell:
         for line in JOBS.splitlines():
             shell.show(line + "\n", "ready> ")
-        shell.show("cat\n", "cat\n")
+        shell.begin("cat")
         shell.show("heard\n", "heard\nheard\n")
         shell.show("\x1a", "Stopped")
         shell.show("jobs\n", "sleep 1000 &\n")
@@ -68,7 +90,7 @@ def test_jobs(engine: str, place: Path) -> None:
         Ckpt().dump(shell, images, "--engine", engine)
         Ckpt().restore(shell, images)
         assert shell.show("jobs; echo done\n", "\ndone\n") == before
-        shell.show("fg %3\n", "cat\n")
+        shell.begin("fg %3", "cat")
         shell.show("still\n", "still\nstill\n")
         shell.show("\x04", "ready> ")
         shell.show("kill %2; wait %2; echo $?\n", "\n143\n")
@@ -81,7 +103,7 @@ def test_half_a_line(place: Path) -> None:
         shell.show("echo ha", "echo ha")
         run_on_and_come_back(shell, place / "prompt")
         shell.show("lf\n", "\nhalf\n")
-        shell.show("cat\n", "cat\n")
+        shell.begin("cat")
         shell.show("first\n", "first\nfirst\n")
         shell.show("ha", "ha")
         run_on_and_come_back(shell, place / "program")
