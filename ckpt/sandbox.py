@@ -24,7 +24,7 @@ from ckpt.freeze import Frozen, FrozenThread
 from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs, seccomp
 from ckpt.kernel.arch import NR
-from ckpt.kernel.remote import ENTERING, Batch, Draft, Slot
+from ckpt.kernel.remote import ATTACHING, ENTERING, HELD, Batch, Draft, Slot
 from ckpt.kernel.seccomp import ALLOW, LOG, Chain, Pattern
 from ckpt.memory import mm
 from ckpt.task import process, thread
@@ -62,7 +62,11 @@ class Sandbox:
                 f"{who} could be harmed by its seccomp filter: it forbids restart_syscall(2)",
                 hint="by that a sleep goes on after any stop, by SIGSTOP as well",
             )
-        if worst := seccomp.harmful(chain, _questions(leader=tid == self.pid)):
+        worst = seccomp.harmful(chain, _questions(leader=tid == self.pid))
+        if not worst and seccomp.harmful(chain, (HELD,)):
+            # On the way of who cannot be held, a segment that is not attached is a crash.
+            worst = None if seccomp.answers(chain, ATTACHING) <= {ALLOW, LOG} else ATTACHING
+        if worst:
             raise Unsupported(
                 f"{who} could be harmed by its seccomp filter: for {_name(worst)}(2), which a "
                 "dump has it call",
@@ -90,6 +94,7 @@ class Sandbox:
         if chain:
             self.allow(one.tid, calls)
             one.tracee.suspend_seccomp()
+            one.tracee.may_be_held = not seccomp.harmful(chain, (HELD,))
 
     def allow(self, tid: int, calls: tuple[NR, ...]) -> None:
         """Raise KernelError (EPERM) if a thread may not be asked to make these calls."""

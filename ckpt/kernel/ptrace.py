@@ -90,6 +90,8 @@ class Tracee:
 
     def _begin(self, tid: int, options: Options) -> None:
         self.tid, self.options = tid, options
+        self.may_be_held = True
+        """Whether it does no harm that the thread makes calls there are not, should we die."""
         self.stopped = False
         _heard.pop(tid, None)  # of another, which had the same number
         _tracees.add(tid)
@@ -192,13 +194,8 @@ class Tracee:
 
     def suspend_seccomp(self) -> None:
         """Have its seccomp filters, or strict mode, not count as long as we trace it."""
-        if not self.suspended:
+        if Options.SUSPEND_SECCOMP not in self.options:
             self.set_options(self.options | Options.SUSPEND_SECCOMP)
-
-    @property
-    def suspended(self) -> bool:
-        """Whether seccomp filters that it has do not count."""
-        return Options.SUSPEND_SECCOMP in self.options
 
     def seccomp_filter(self, index: int) -> bytes | None:
         """Return the program of a seccomp filter, the oldest is number 0; None if there is none."""

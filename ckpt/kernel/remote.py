@@ -62,6 +62,8 @@ ENTERING = (
     Pattern(NR.tgkill),
 )
 """The calls that it takes besides those of a batch."""
+ATTACHING, HELD = ENTERING[0], Pattern(_SHM_EXEC)
+"""The call that attaches a segment, and what a thread may call that is held after it."""
 _QUIET = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
 
 
@@ -352,10 +354,10 @@ class Remote:
     def attach(self, regs: Regs, sigmask: int, gadget: Gadget, batch: Batch) -> bool:
         """Attach the segment; say whether the batch has still to be made.
 
-        Where the code has no place to be held at, it is made on the way; and where filters may
-        count again: a thread that is held may make calls that there are not.
+        Where the code has no place to be held at, it is made on the way; and where filters would
+        count again and do harm then: a thread that is held may make calls that there are not.
         """
-        if gadget.hold and not self.tracee.suspended:
+        if gadget.hold and self.tracee.may_be_held:
             self._attach(regs, gadget)
             return True
         self._fall_in(regs, sigmask, gadget, batch)

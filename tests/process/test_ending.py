@@ -47,7 +47,7 @@ while True:
         signal.pause()
 """
 _OURS = os.path.dirname(ckpt.__file__)
-MOMENTS = 12
+MOMENTS = 5
 
 
 class Tree:
