@@ -25,6 +25,10 @@ from ckpt.task.restart import Resumption, Sleeps, Wait, resumption
 _GROUP_STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
 
+def _nothing() -> None:
+    """What is done by default when all have stopped."""
+
+
 class FrozenThread:
     """A stopped thread: its tracee, what it is, and how it goes on, here and in the image."""
 
@@ -90,7 +94,7 @@ class Frozen:
         pid: int,
         below: Iterable[Iterable[int]] = (),
         earlier: dict[int, Wait] | None = None,
-        stopped: Callable[[], None] = lambda: None,
+        stopped: Callable[[], None] = _nothing,
     ) -> None:
         self.pid, self._stopped = pid, stopped
         self._generations = [[FrozenProcess(one) for one in pids] for pids in ([pid], *below)]
@@ -112,7 +116,8 @@ class Frozen:
             self._since = time.monotonic_ns()
             with uninterrupted():
                 for generation, tracees in zip(self._generations, seized, strict=True):
-                    self._stop(tracees, generation)
+                    last = generation is self._generations[-1]
+                    self._stop(tracees, generation, self._stopped if last else _nothing)
             self.freezing_ns = time.monotonic_ns() - self._since
         except BaseException:
             self.release()
@@ -172,11 +177,16 @@ class Frozen:
             raise
         return self._seized[tid]
 
-    def _stop(self, fresh: list[Tracee], processes: list[FrozenProcess]) -> None:
+    def _stop(
+        self,
+        fresh: list[Tracee],
+        processes: list[FrozenProcess],
+        then: Callable[[], None] = _nothing,
+    ) -> None:
         """Stop every thread of processes, and those that they still made meanwhile."""
         self.processes.update((process.pid, process) for process in processes)
         while fresh:
-            self._await_all(fresh)
+            self._await_all(fresh, then)
             fresh = self._seize(processes)
         for process in processes:
             self._check(process)
@@ -193,7 +203,7 @@ class Frozen:
             raise Unsupported(f"pid {pid}: its first thread has ended, others have not")
         del self.processes[pid]
 
-    def _await_all(self, fresh: list[Tracee]) -> None:
+    def _await_all(self, fresh: list[Tracee], then: Callable[[], None]) -> None:
         """Wait for the stops we asked for, and see at once to how each thread goes on.
 
         They come in no order: a thread that executes a program waits until we have taken note of
@@ -209,7 +219,7 @@ class Frozen:
             fresh = [one for one in fresh if one not in stopped and one.tid in self._seized]
             for process in self.processes.values():
                 process.threads = [one for one in process.threads if not self._is_dead(one.tracee)]
-        self._stopped()
+        then()
         asleep = self._sleeps.still()
         for (tracee, signo), state in zip(stopped.items(), take([*stopped]), strict=True):
             tid = tracee.tid
