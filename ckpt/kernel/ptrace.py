@@ -296,9 +296,15 @@ class Tracee:
 def hear(tracees: Iterable[Tracee], *, interrupt: bool = False) -> None:
     """Wait until each of them has stopped or is gone: poll() then says which.
 
-    With interrupt they are asked to stop.
+    With interrupt they are asked to stop; who has been heard already, because of a signal, stops
+    after that.
     """
-    tids = [tracee.tid for tracee in tracees if tracee.tid not in _heard]
+    everybody = list(tracees)
+    for tracee in everybody:
+        if interrupt and tracee.tid in _heard:
+            with suppress(NoSuchTask):
+                tracee.interrupt()
+    tids = [tracee.tid for tracee in everybody if tracee.tid not in _heard]
     told = ffi.new("struct core_told[]", [(tid, 0, 0, 0, interrupt) for tid in tids])
     while True:
         count = lib.core_hear(told, len(tids))
