@@ -229,13 +229,21 @@ class Live:
         here = [(run.start, run.end) for run in self._found if not _guards(run)]
         for pieces, _, size in pages.filled(union([*self._last(log), *here])):
             room = bytearray(size)
-            pages.read_into(self.pid, self._mem, pieces, memoryview(room))
+            self._read(pieces, room)
             self._frozen_copy.append((pieces, room))
             self.snapshot.report.frozen_pages += size // PAGE
             held += size
             if held > self.snapshot.files.options.buffer:
                 self._put_frozen()
                 held = 0
+
+    def _read(self, pieces: list[tuple[int, int]], room: bytearray) -> None:
+        """Read pages in the freeze; guard pages may have come up where the log has written ones."""
+        try:
+            pages.read_into(self.pid, self._mem, pieces, memoryview(room))
+        except KernelError as error:
+            ranges = [(start, start + length) for start, length in pieces]
+            raise Unseen(self.pid, ranges) from error
 
     def _last(self, log: Pages) -> list[Range]:
         """Return the pages of the log that are to be copied in the freeze."""

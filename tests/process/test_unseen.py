@@ -30,9 +30,15 @@ _WRITER = """
 import ctypes, mmap, sys
 memory = mmap.mmap(-1, 64 * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 memory[:] = b"a" * len(memory)
-print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+madvise = ctypes.CDLL(None).madvise
+madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+print(address, flush=True)
 for line in sys.stdin:
-    memory[int(line) * 4096] = ord("b")
+    page, *guard = line.split()
+    memory[int(page) * 4096] = ord("b")
+    if guard and madvise(address + int(page) * 4096, 4096, 102):  # MADV_GUARD_INSTALL
+        sys.exit("no guard page")
     print("written", flush=True)
 """
 _PAGE = 7
@@ -50,9 +56,14 @@ def writer() -> Iterator[subprocess.Popen[str]]:
 
 def write_unseen(engine: live.Live, writer: subprocess.Popen[str], start: int) -> None:
     """Have the page written to without a fault."""
-    assert writer.stdin and writer.stdout
     engine._tracker._uffd.protect([(start + _PAGE * PAGE, PAGE)], on=False)
-    writer.stdin.write(f"{_PAGE}\n")
+    tell(writer, f"{_PAGE}\n")
+
+
+def tell(writer: subprocess.Popen[str], line: str) -> None:
+    """Have the page written to; and be a guard page then, if the line says so."""
+    assert writer.stdin and writer.stdout
+    writer.stdin.write(line)
     writer.stdin.flush()
     assert writer.stdout.readline() == "written\n"
 
@@ -91,6 +102,28 @@ def test_is_found(
         return
     dump.dump(options(writer, images))
     assert content(images, writer.pid, start + _PAGE * PAGE)[:2] == b"ba"
+
+
+def test_a_guard_page_comes_up_at_last(
+    writer: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is in the log, so that it is to be copied in the freeze, which it cannot be."""
+    assert writer.stdout
+    start, approach, left = int(writer.stdout.readline()), live.Live.approach, [1]
+
+    def guarded(self: live.Live) -> None:
+        approach(self)
+        left[0] -= 1
+        if left[0] >= 0:
+            tell(writer, f"{_PAGE} guard\n")
+
+    monkeypatch.setattr(live.Live, "approach", guarded)
+    images = tmp_path / "images"
+    dump.dump(options(writer, images))
+    assert left[0] < 0
+    assert content(images, writer.pid, start)[:1] == b"a"
+    with pytest.raises(AssertionError, match="no page"):
+        content(images, writer.pid, start + _PAGE * PAGE)
 
 
 def content(images: Path, pid: int, address: int) -> bytes:
