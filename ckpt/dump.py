@@ -143,9 +143,9 @@ def _freeze(
 ) -> None:
     log, pid = options.log, options.pid
     log.stage("freeze")
-    with Frozen(pid, targets.generations(), targets.waits, glance.begin) as frozen:
+    with Frozen(pid, targets.generations(), targets.waits, glance) as frozen:
         with uninterrupted():
-            seen = targets.settle(frozen, glance.seen(), glance)
+            seen = targets.settle(frozen, frozen.seen(), glance)
             snapshot.files.frozen()
             log.stage("tasks and files")
             take_tasks(snapshot, targets, frozen, seen)
@@ -200,12 +200,12 @@ def take_tasks(snapshot: Snapshot, targets: Targets, frozen: Frozen, seen: Seen)
         snapshot.opened.take(snapshot.files, seen)
         for target, _ in everybody:
             target.snapshot.links.take(snapshot.files, seen, snapshot.opened.ahead)
-        for target, process in everybody:
+        for target, process in everybody:  # before its memory: there is where a time is put
+            registers = {one.tid: one.resumption.image for one in process.threads}
+            target.snapshot.registers = registers
             target.memory.beside(process, seen)
     for target, process in everybody:
         target.questions.take(process, seen)
-        registers = {one.tid: one.resumption.image for one in process.threads}
-        target.snapshot.registers = registers
 
 
 def take_memory(targets: Targets, frozen: Frozen, seen: Seen) -> None:

@@ -8,7 +8,7 @@ A thread that stops in a system call is at once given registers with which it go
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -17,28 +17,47 @@ from ckpt.errors import NoSuchTask, NotPermitted, TargetDied, Unsupported
 from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import NO_SYSCALL, Regs
+from ckpt.kernel.ffi import ffi
+from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.latency import Awake
-from ckpt.kernel.ptrace import EVENT_STOP, Options, Tracee, await_any, hear, reap
-from ckpt.kernel.threads import Order, State, Then, send, take
-from ckpt.task.restart import Resumption, Sleeps, Wait, resumption
+from ckpt.kernel.ptrace import EVENT_STOP, Options, Tracee, await_any, has_heard, hear, reap
+from ckpt.kernel.threads import Order, Roll, State, Then, send
+from ckpt.task.restart import Resumption, Sleep, Sleeps, Wait, is_urgent, resumption
 
 _GROUP_STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
 
-def _nothing() -> None:
-    """What is done by default when all have stopped."""
-
-
 class FrozenThread:
-    """A stopped thread: its tracee, what it is, and how it goes on, here and in the image."""
+    """A stopped thread: its tracee, what it is, and how it goes on, here and in the image.
 
-    __slots__ = ("resumption", "state", "stop_signal", "tracee")
+    since is when it was stopped, CLOCK_MONOTONIC in ns; earlier what its last stop had interrupted.
+    """
+
+    __slots__ = ("_earlier", "_since", "_sleep", "_way", "state", "stop_signal", "tracee")
 
     def __init__(
-        self, tracee: Tracee, stop_signal: int, state: State, resumption: Resumption
+        self, tracee: Tracee, stop_signal: int, state: State, since: int, earlier: Wait | None
     ) -> None:
-        self.tracee, self.stop_signal = tracee, stop_signal
-        self.state, self.resumption = state, resumption
+        self.tracee, self.stop_signal, self.state = tracee, stop_signal, state
+        self._since, self._earlier = since, earlier
+        self._sleep: Sleep | None = None
+        self._way: Resumption | None = None
+
+    def see_to(self, sleep: Sleep | None, seen: Seen) -> None:
+        """See that it can go on from here; sleep is what it was in, seen what a glance has told."""
+        self._sleep = sleep
+        if not self._way and is_urgent(self.state):
+            self._way = self._resumption(seen)
+
+    def _resumption(self, seen: Seen | None = None) -> Resumption:
+        return resumption(self.tracee, self.state, self._sleep, self._since, self._earlier, seen)
+
+    @property
+    def resumption(self) -> Resumption:
+        """How it goes on; to be asked for before its memory is taken, where a time is put."""
+        if not self._way:
+            self._way = self._resumption()
+        return self._way
 
     @property
     def sigmask(self) -> int:
@@ -48,7 +67,7 @@ class FrozenThread:
     @property
     def regs(self) -> Regs:
         """The registers that it goes on with here, by way of `arch.home`."""
-        return self.resumption.regs
+        return self._way.regs if self._way else self.state.regs
 
     @property
     def tid(self) -> int:
@@ -60,7 +79,7 @@ class FrozenThread:
         if self.resumption.wait:
             again = self.resumption.image._replace(orig_ax=NO_SYSCALL)
             self.tracee.set_regs(again)
-            self.resumption = Resumption(again, self.resumption.image)
+            self._way = Resumption(again, self.resumption.image)
 
 
 class FrozenProcess:
@@ -78,14 +97,22 @@ class FrozenProcess:
         return self.threads[0]
 
 
+def _has_more(process: FrozenProcess) -> bool:
+    """Say whether a process may have threads that we have not stopped."""
+    try:
+        return procfs.thread_count(process.pid) != len(process.threads)
+    except NoSuchTask:
+        return False
+
+
 class Frozen:
     """Processes that are stopped as long as the `with` block lasts, unless they are killed in it.
 
     pid is the root of a tree; below are its descendants, generation by generation. They are stopped
     in this order: who has called vfork(2) stops when its child executes, so that has to run. Who
     has ended meanwhile is not among the processes. earlier are the waits of a stop before this one.
-    stopped is called when all have stopped, and again if there were more. frozen_ns is how long
-    they were stopped, freezing_ns how long it took until the last thread had stopped. Raises
+    glance is begun when all have stopped: `seen` is to be called then. frozen_ns is how long they
+    were stopped, freezing_ns how long it took until the last thread had stopped. Raises
     NoSuchTask, NotPermitted (traced by somebody else), TargetDied.
     """
 
@@ -94,9 +121,9 @@ class Frozen:
         pid: int,
         below: Iterable[Iterable[int]] = (),
         earlier: dict[int, Wait] | None = None,
-        stopped: Callable[[], None] = _nothing,
+        glance: Glance | None = None,
     ) -> None:
-        self.pid, self._stopped = pid, stopped
+        self.pid, self._glance = pid, glance
         self._generations = [[FrozenProcess(one) for one in pids] for pids in ([pid], *below)]
         self.processes: dict[int, FrozenProcess] = {}
         self._earlier = earlier or {}
@@ -104,20 +131,23 @@ class Frozen:
         self._since = 0
         self._seized: dict[int, Tracee] = {}
         self._process: dict[int, FrozenProcess] = {}  # by tid
-        self._sleeps = Sleeps()
+        self._sleeps = Sleeps(glance)
         self._awake: Awake | None = None
         self._policy: tuple[int, os.sched_param] | None = None
 
     def __enter__(self) -> Self:
         try:
-            seized = [self._seize(generation) for generation in self._generations]
+            rolls = [Roll(self._seize(generation)) for generation in self._generations]
             self._sleeps.look(self._seized)
+            if self._glance:
+                self._glance.ready()
             self._hurry()
             self._since = time.monotonic_ns()
             with uninterrupted():
-                for generation, tracees in zip(self._generations, seized, strict=True):
-                    last = generation is self._generations[-1]
-                    self._stop(tracees, generation, self._stopped if last else _nothing)
+                for generation, roll in zip(self._generations, rolls, strict=True):
+                    self._stop(roll, generation, last=roll is rolls[-1])
+                if not self._glance:
+                    self._see_to(self._sleeps.glance.look())
             self.freezing_ns = time.monotonic_ns() - self._since
         except BaseException:
             self.release()
@@ -135,8 +165,21 @@ class Frozen:
     def add(self, pids: Iterable[int]) -> None:
         """Stop others as well: children that there were not when we looked."""
         new = [FrozenProcess(pid) for pid in pids]
-        self._stop(self._seize(new), new)
+        self._stop(Roll(self._seize(new)), new)
+        self._see_to(Seen())
         self.freezing_ns = time.monotonic_ns() - self._since
+
+    def seen(self) -> Seen:
+        """Return what the glance has told since all have stopped."""
+        assert self._glance
+        seen = self._glance.seen()
+        self._see_to(seen)
+        return seen
+
+    def _see_to(self, seen: Seen) -> None:
+        for process in self.processes.values():
+            for one in process.threads:
+                one.see_to(self._sleeps.still(one.tid, seen), seen)
 
     @property
     def waits(self) -> dict[int, Wait]:
@@ -177,17 +220,15 @@ class Frozen:
             raise
         return self._seized[tid]
 
-    def _stop(
-        self,
-        fresh: list[Tracee],
-        processes: list[FrozenProcess],
-        then: Callable[[], None] = _nothing,
-    ) -> None:
-        """Stop every thread of processes, and those that they still made meanwhile."""
+    def _stop(self, roll: Roll, processes: list[FrozenProcess], *, last: bool = False) -> None:
+        """Stop every thread of processes, and those that they still made meanwhile.
+
+        With last the glance begins when they have stopped.
+        """
         self.processes.update((process.pid, process) for process in processes)
-        while fresh:
-            self._await_all(fresh, then)
-            fresh = self._seize(processes)
+        while roll.tracees:
+            self._await_all(roll, last=last)
+            roll = Roll(self._seize(one for one in processes if _has_more(one)))
         for process in processes:
             self._check(process)
 
@@ -203,8 +244,24 @@ class Frozen:
             raise Unsupported(f"pid {pid}: its first thread has ended, others have not")
         del self.processes[pid]
 
-    def _await_all(self, fresh: list[Tracee], then: Callable[[], None]) -> None:
-        """Wait for the stops we asked for, and see at once to how each thread goes on.
+    def _await_all(self, roll: Roll, *, last: bool) -> None:
+        """Wait for the stops we asked for."""
+        glance = self._glance if last else None
+        stopped = dict.fromkeys(roll.tracees, 0)
+        if has_heard() or not roll.stop(glance.ready() if glance else ffi.NULL):
+            stopped = self._await_each(roll.tracees)
+            if glance:
+                glance.begin()
+            roll = Roll([*stopped])
+            roll.take()
+        elif glance:
+            glance.begun()
+        for (tracee, signo), state in zip(stopped.items(), roll.states(), strict=True):
+            one = FrozenThread(tracee, signo, state, self._since, self._earlier.get(tracee.tid))
+            self._process[tracee.tid].threads.append(one)
+
+    def _await_each(self, fresh: list[Tracee]) -> dict[Tracee, int]:
+        """Wait for stops of which one or another is for something else first.
 
         They come in no order: a thread that executes a program waits until we have taken note of
         the end of all the others (de_thread in fs/exec.c).
@@ -219,12 +276,7 @@ class Frozen:
             fresh = [one for one in fresh if one not in stopped and one.tid in self._seized]
             for process in self.processes.values():
                 process.threads = [one for one in process.threads if not self._is_dead(one.tracee)]
-        then()
-        asleep = self._sleeps.still()
-        for (tracee, signo), state in zip(stopped.items(), take([*stopped]), strict=True):
-            tid = tracee.tid
-            way = resumption(tracee, state, asleep.get(tid), self._since, self._earlier.get(tid))
-            self._process[tid].threads.append(FrozenThread(tracee, signo, state, way))
+        return stopped
 
     def _living(self) -> list[Tracee]:
         return [tracee for tracee in [*self._seized.values()] if not self._is_dead(tracee)]

@@ -158,10 +158,11 @@ class Questions:
 
     def look_ahead(self, glance: Glance) -> None:
         """Open what will be read in the freeze."""
-        names = (*process.NAMES, "auxv", "timers", "cgroup", "maps")
-        glance.add(*(f"/proc/{self.pid}/{name}" for name in names))
-        glance.add(*(f"/proc/{tid}/status" for tid in self._threads))
-        glance.add(*(f"/proc/{self.pid}/task/{tid}/children" for tid in self._threads))
+        first = [f"/proc/{self.pid}/{name}" for name in ("maps", "timers")]
+        for tid in self._threads:
+            first += [f"/proc/{tid}/status", f"/proc/{self.pid}/task/{tid}/children"]
+        glance.add(*first, first=True)
+        glance.add(*(f"/proc/{self.pid}/{name}" for name in (*process.NAMES, "auxv", "cgroup")))
 
     @contextmanager
     def asked(self, frozen: FrozenProcess, seen: Seen) -> Iterator[None]:

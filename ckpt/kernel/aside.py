@@ -24,12 +24,20 @@ class Aside:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         lib.core_aside_run(self._shared)
 
-    def begin(self, looks: ffi.CData, rets: ffi.CData, room: ffi.CData) -> None:
-        """Have it do what core_look() does; nobody else touches these until then."""
+    def ready(self, looks: ffi.CData, first: int, rets: ffi.CData, room: ffi.CData) -> ffi.CData:
+        """Fill in what it is to do, which is what core_look() does; returns what begins it.
+
+        Once that is begun nobody else touches these until its end; but what came of the first
+        looks can be read once they are reached.
+        """
         shared = self._shared
-        shared.looks, shared.n, shared.rets = looks, len(rets), rets
+        shared.looks, shared.n, shared.first, shared.rets = looks, len(rets), first, rets
         shared.buf, shared.size = room, len(room)
-        lib.core_aside_begin(shared)
+        return shared
+
+    def reach(self) -> int:
+        """Wait until the first looks are done; returns what core_look() of them has."""
+        return int(lib.core_aside_reach(self._shared))
 
     def end(self) -> int:
         """Wait until it is done; returns what core_look() has."""

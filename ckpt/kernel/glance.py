@@ -7,6 +7,7 @@ calls about descriptors of ours, whose answers tell whether something is as it w
 
 import errno
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from itertools import accumulate
@@ -43,13 +44,15 @@ NOTHING = Part(slice(0, 0), slice(0, 0))
 class Glance:
     """What is to be read together; a context manager that closes the files.
 
-    Calls come before files, in their order: what they bring up to date is read after them.
-    With aside, a look can be begun, and what it has seen be asked for later.
+    Calls come before files, in their order: what they bring up to date is read after them. Before
+    all are the files that are needed first. With aside, a look can be begun, and what it has seen
+    be asked for later.
     """
 
     def __init__(self, *, aside: bool = False) -> None:
         self._aside = Aside() if aside else None
         self._begun = False
+        self._first: dict[str, int] = {}
         self._fds: dict[str, int] = {}
         self._calls: list[tuple[NR, tuple[int | Out, ...]]] = []
         self._answers = bytearray()
@@ -67,16 +70,18 @@ class Glance:
             self._end()
             self._aside.close()
             self._aside = None
-        for fd in self._fds.values():
+        for fd in (*self._first.values(), *self._fds.values()):
             os.close(fd)
+        self._first.clear()
         self._fds.clear()
 
-    def add(self, *paths: str) -> None:
+    def add(self, *paths: str, first: bool = False) -> None:
         """Open files; one that cannot be opened is left out."""
+        files = self._first if first else self._fds
         for path in paths:
-            if path not in self._fds:
+            if path not in self._first and path not in self._fds:
                 with suppress(OSError):
-                    self._fds[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def call(self, nr: NR, *args: int | Out) -> None:
         """Add a system call; what it does must be nothing but to answer."""
@@ -110,17 +115,38 @@ class Glance:
 
         The first time after something was added takes longer.
         """
+        self._end()
         return self._prepared().look()
 
     def begin(self) -> None:
         """Begin to look, anew if it was begun before: what is seen is as of now, or later."""
-        self._end()
         if self._aside:
-            self._prepared().begin(self._aside)
-            self._begun = True
+            lib.core_aside_begin(self.ready())
+            self.begun()
+
+    def ready(self) -> "ffi.CData":
+        """Return what core_aside_begin() takes, as others are to begin the look; NULL if none.
+
+        `begun` is to be told if they have.
+        """
+        self._end()
+        return self._prepared().ready(self._aside) if self._aside else ffi.NULL
+
+    def begun(self) -> None:
+        """Take note that the look which was ready has been begun."""
+        self._begun = self._aside is not None
 
     def seen(self) -> "Seen":
-        """Return what the look that was begun last has seen; if none was, what a look sees."""
+        """Return what the look that was begun last has seen; if none was, what a look sees.
+
+        It waits for what is needed first; for the rest, who asks for it waits.
+        """
+        if not self._begun or not self._aside:
+            return self.look()
+        end = self._aside.reach()
+        return self._prepared().seen_first(end, self._rest) if end >= 0 else self.look()
+
+    def _rest(self) -> "Seen":
         end = self._end()
         return self.look() if end < 0 else self._prepared().seen(end)
 
@@ -131,8 +157,9 @@ class Glance:
         return self._aside.end()
 
     def _prepared(self) -> "_Ready":
-        if not self._ready or self._ready.counts != (len(self._fds), len(self._calls)):
-            self._ready = _Ready(self._fds, self._calls, self._answers)
+        counts = len(self._first), len(self._fds), len(self._calls)
+        if not self._ready or self._ready.counts != counts:
+            self._ready = _Ready(self._first, self._fds, self._calls, self._answers)
         return self._ready
 
 
@@ -141,16 +168,18 @@ class _Ready:
 
     def __init__(
         self,
+        first: dict[str, int],
         fds: dict[str, int],
         calls: list[tuple[NR, tuple[int | Out, ...]]],
         answers: bytearray,
     ) -> None:
-        self.counts = len(fds), len(calls)
-        self._places = {path: len(calls) + at for at, path in enumerate(fds)}
+        self.counts = len(first), len(fds), len(calls)
+        self._places = _Places([*first], len(calls), [*fds])
         self._fresh = bytes(answers)
         self._answers = ffi.new("char[]", max(len(answers), 1))
         base = int(ffi.cast("uintptr_t", self._answers))
-        looks = [
+        looks: list[tuple[int, list[int]]] = [(_WHOLE, [fd]) for fd in first.values()]
+        looks += [
             (int(nr), [base + arg.offset if isinstance(arg, Out) else arg & _WORD for arg in args])
             for nr, args in calls
         ]
@@ -159,10 +188,10 @@ class _Ready:
         self._rets = ffi.new("int64_t[]", len(looks))
         self._room = ffi.new("char[]", _ROOM)  # touched by now
 
-    def begin(self, aside: Aside) -> None:
-        """Have another thread look."""
+    def ready(self, aside: Aside) -> "ffi.CData":
+        """Have all ready for another thread to look."""
         ffi.memmove(self._answers, self._fresh, len(self._fresh))
-        aside.begin(self._looks, self._rets, self._room)
+        return aside.ready(self._looks, self.counts[0], self._rets, self._room)
 
     def look(self) -> "Seen":
         """Look; where the files do not fit, once more with more room."""
@@ -179,47 +208,85 @@ class _Ready:
         answers = ffi.buffer(self._answers, len(self._fresh))[:]
         return Seen(self._places, ffi.buffer(self._rets)[:], answers, ffi.buffer(self._room)[:end])
 
+    def seen_first(self, end: int, rest: "Callable[[], Seen]") -> "Seen":
+        """Return what there is of the files that are needed first, which have filled so much."""
+        rets = ffi.buffer(self._rets, 8 * self.counts[0])[:]
+        return Seen(self._places, rets, b"", ffi.buffer(self._room)[:end], rest)
+
+
+class _Places:
+    """Which result of a look is whose: of the first files, then of calls, then of other files."""
+
+    def __init__(self, first: list[str], calls: int, files: list[str]) -> None:
+        self.first, self.calls = len(first), len(first) + calls
+        self.of = {path: at for at, path in enumerate(first)}
+        self.of |= {path: self.calls + at for at, path in enumerate(files)}
+
+
+_NOWHERE = _Places([], 0, [])
+
 
 class Seen:
     """What a glance has seen at one moment: what files said, and the calls' answers.
 
     Kept as it came, to be compared as a whole: in the freeze there is no time to look at each.
     places says of paths which result is theirs; a result is a call's, or the length of a file.
+    With rest this is only what is needed first, and rest waits for all.
     """
 
     def __init__(
         self,
-        places: dict[str, int] | None = None,
+        places: _Places = _NOWHERE,
         rets: bytes = b"",
         answers: bytes = b"",
         content: bytes = b"",
+        rest: "Callable[[], Seen] | None" = None,
     ) -> None:
-        self._places = places or {}
+        self._places, self._rest = places, rest
         self._rets, self._answers, self._content = rets, answers, content
-        self._numbers = memoryview(rets).cast("q")
-        self._calls = len(self._numbers) - len(self._places)
         self._late: dict[str, bytes] = {}
+
+    def _whole(self) -> Self:
+        """Have all there is."""
+        if self._rest:
+            whole = self._rest()
+            self._places, self._rest = whole._places, None
+            self._rets, self._answers, self._content = whole._rets, whole._answers, whole._content
+            vars(self).pop("_numbers", None)
+            vars(self).pop("_starts", None)
+        return self
+
+    @cached_property
+    def _numbers(self) -> memoryview:
+        return memoryview(self._rets).cast("q")
 
     @cached_property
     def _starts(self) -> list[int]:
         """Where the content of each file begins, and where it all ends."""
-        lengths = (max(length, 0) for length in self._numbers[self._calls :])
-        return [*accumulate(lengths, initial=0)]
+        lengths = (*self._numbers[: self._places.first], *self._numbers[self._places.calls :])
+        return [*accumulate((max(length, 0) for length in lengths), initial=0)]
+
+    def _start(self, place: int) -> int:
+        """Return where the content of a file begins."""
+        first, calls = self._places.first, self._places.calls
+        return self._starts[place if place < first else place - calls + first]
 
     def _lengths(self, part: Part) -> bytes:
-        return self._rets[
-            8 * (self._calls + part.files.start) : 8 * (self._calls + part.files.stop)
-        ]
+        calls = self._places.calls
+        return self._rets[8 * (calls + part.files.start) : 8 * (calls + part.files.stop)]
 
     def find(self, path: str) -> bytes | None:
         """Return a file's content; None if it was not seen."""
         if path in self._late:
             return self._late[path]
-        place = self._places.get(path)
-        if place is None or self._numbers[place] < 0:
+        place = self._places.of.get(path)
+        if place is None:
             return None
-        start, end = self._starts[place - self._calls : place - self._calls + 2]
-        return self._content[start:end]
+        if place >= self._places.first and self._rest:
+            return self._whole().find(path)
+        length = self._numbers[place]
+        start = self._start(place)
+        return None if length < 0 else self._content[start : start + length]
 
     def read(self, pid: int, name: str) -> bytes:
         """Return /proc/PID/NAME as it was seen; what was not is read now, and kept."""
@@ -233,17 +300,23 @@ class Seen:
         """Have what was seen of /proc/PID/NAME be what it says now."""
         self._late[f"/proc/{pid}/{name}"] = procfs.read(pid, name)
 
+    def _results(self, part: Part) -> slice:
+        first = self._places.first
+        return slice(first + part.calls.start, first + part.calls.stop)
+
     def answers(self, part: Part) -> tuple[list[int], bytes]:
         """Return the results of the calls of a part, and what they wrote."""
-        return [*self._numbers[part.calls]], self._answers[part.room]
+        self._whole()
+        return [*self._numbers[self._results(part)]], self._answers[part.room]
+
+    def _told(self, part: Part) -> tuple[bytes, bytes]:
+        self._whole()
+        results = self._results(part)
+        return self._rets[8 * results.start : 8 * results.stop], self._answers[part.room]
 
     def same_answers(self, other: "Seen", part: Part) -> bool:
         """Say whether the calls of a part have answered the same."""
-        rets = slice(8 * part.calls.start, 8 * part.calls.stop)
-        return (
-            self._rets[rets] == other._rets[rets]
-            and self._answers[part.room] == other._answers[part.room]
-        )
+        return self._told(part) == other._told(part)
 
     def same_file(self, other: "Seen", path: str) -> bool:
         """Say whether a file said the same."""
@@ -251,10 +324,9 @@ class Seen:
 
     def same_files(self, other: "Seen", part: Part) -> bool:
         """Say whether the files of a part said the same; as quick as can be."""
-        first, last = part.files.start, part.files.stop
-        now, before = (seen._lengths(part) for seen in (self, other))
-        if now != before:
-            return False
-        mine, its = (seen._starts[first] for seen in (self, other))
-        length = self._starts[last] - mine
-        return self._content[mine : mine + length] == other._content[its : its + length]
+        return self._whole()._said(part) == other._whole()._said(part)
+
+    def _said(self, part: Part) -> tuple[bytes, bytes]:
+        calls = self._places.calls
+        start, stop = (self._start(calls + at) for at in (part.files.start, part.files.stop))
+        return self._lengths(part), self._content[start:stop]

@@ -498,6 +498,15 @@ def threads(pid: Pid) -> list[int]:
     return sorted(map(int, _listdir(pid, "task")))
 
 
+def thread_count(pid: Pid) -> int:
+    """How many threads a process has: the links of its task directory, but for two."""
+    path = f"/proc/{pid}/task"
+    try:
+        return os.stat(path).st_nlink - 2
+    except OSError as error:
+        raise _failure(error, "stat", path) from error
+
+
 def children(pid: Pid) -> list[int]:
     """The child processes of all threads of a process, rising.
 

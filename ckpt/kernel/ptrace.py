@@ -308,7 +308,7 @@ def hear(tracees: Iterable[Tracee], *, interrupt: bool = False) -> None:
     told = ffi.new("struct core_told[]", [(tid, 0, 0, 0, interrupt) for tid in tids])
     while True:
         count = lib.core_hear(told, len(tids))
-        _heard.update((one.tid, (one.status, one.code)) for one in told if one.told == 1)
+        heard(told)
         if count == len(tids):
             return
         pid = _next_told()
@@ -316,6 +316,16 @@ def hear(tracees: Iterable[Tracee], *, interrupt: bool = False) -> None:
             _take(pid)
         elif pid not in tids:  # a child of ours has ended, for which somebody else will wait
             time.sleep(_PAUSE)
+
+
+def heard(told: "ffi.CData") -> None:
+    """Take note of what the C core has been told of tracees: poll() finds it."""
+    _heard.update((one.tid, (one.status, one.code)) for one in told if one.told == 1)
+
+
+def has_heard() -> bool:
+    """Say whether something has been told of a tracee that nobody has asked for yet."""
+    return bool(_heard)
 
 
 def await_any() -> None:

@@ -11,66 +11,107 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from ckpt.kernel.arch import Regs
-from ckpt.kernel.ffi import allocate, check, ffi, lib
-from ckpt.kernel.ptrace import Rseq, Tracee
+from ckpt.kernel.ffi import check, ffi, lib
+from ckpt.kernel.ptrace import Rseq, Tracee, heard
 
 _XSTATE_ROOM = 16 << 10
 """Bytes of an XSAVE area, at most: with all that CPUs have today, AMX tiles too, 11 KiB."""
 _THREAD = Struct("<ii216sQQIIIxxxxQQQQ48s56sqQ")
+_REGS_AT, _SECTION_AT, _DISPATCH_AT = 2, 8, 11  # in a record
 _ORDER = Struct("<iiiiQ216s")
 _NO_REGS = bytes(216)
 _REGS, _MASK, _MASK_FIRST = 1, 2, 4
 
 
-class State(NamedTuple):
-    """A stopped thread: all that its tracer may read of it by itself.
+class State:
+    """A stopped thread: all that its tracer may read of it by itself, as it came.
 
-    critical_section is the address of its struct rseq_cs, 0 outside of one; robust_list its head
-    and length; dispatches says whether it has calls of its own handled by a signal handler of its
-    own (Syscall User Dispatch); tls three struct user_desc (x86); sched_attr a struct sched_attr.
+    In a freeze there is no time to make more of it than is needed there.
     """
 
-    regs: Regs
-    sigmask: int
-    rseq: Rseq | None
-    critical_section: int
-    robust_list: tuple[int, int]
-    dispatches: bool
-    tls: bytes
-    sched_attr: bytes
-    ioprio: int
-    xstate: bytes
+    __slots__ = ("_areas", "_at", "_record", "critical_section", "regs", "sigmask")
+
+    def __init__(self, record: tuple[Any, ...], areas: "ffi.buffer", at: int) -> None:
+        self._record, self._areas, self._at = record, areas, at
+        self.regs = Regs.unpack(record[_REGS_AT])
+        self.sigmask: int = record[_REGS_AT + 1]
+        self.critical_section: int = record[_SECTION_AT]
+        """The address of its struct rseq_cs, 0 outside of one."""
+
+    @property
+    def rseq(self) -> Rseq | None:
+        """Its rseq area, if it has registered one."""
+        pointer, size, signature, flags = self._record[_REGS_AT + 2 : _SECTION_AT]
+        return Rseq(pointer, size, signature, flags) if pointer else None
+
+    @property
+    def robust_list(self) -> tuple[int, int]:
+        """The head and the length of its list of robust futexes."""
+        head, length = self._record[_SECTION_AT + 1 : _DISPATCH_AT]
+        return head, length
+
+    @property
+    def dispatches(self) -> bool:
+        """Whether calls of its own are for its signal handler (Syscall User Dispatch)."""
+        return bool(self._record[_DISPATCH_AT])
+
+    @property
+    def tls(self) -> bytes:
+        """Three struct user_desc (x86)."""
+        return bytes(self._record[-4])
+
+    @property
+    def sched_attr(self) -> bytes:
+        """Its struct sched_attr."""
+        return bytes(self._record[-3])
+
+    @property
+    def ioprio(self) -> int:
+        """Its priority of I/O, as ioprio_get(2) has it."""
+        return int(self._record[-2])
+
+    @property
+    def xstate(self) -> bytes:
+        """Its XSAVE area."""
+        return bytes(self._areas[self._at : self._at + self._record[-1]])
 
 
-def take(tracees: list[Tracee]) -> list[State]:
-    """Read what stopped threads are. Raises NoSuchTask for one that has been killed."""
-    count = len(tracees)
-    threads = ffi.new("struct core_thread[]", count)
-    xstate = allocate("uint8_t[]", count * _XSTATE_ROOM)
-    for thread, tracee in zip(threads, tracees, strict=True):
-        thread.tid = tracee.tid
-    lib.core_take_threads(threads, count, xstate, _XSTATE_ROOM)
-    areas = ffi.buffer(xstate)
-    records = _THREAD.iter_unpack(ffi.buffer(threads))
-    return [_state(record, areas, i * _XSTATE_ROOM) for i, record in enumerate(records)]
+class Roll:
+    """Threads that are to be stopped together, and room for what they are, made beforehand."""
 
+    def __init__(self, tracees: list[Tracee]) -> None:
+        self.tracees = tracees
+        self._told = ffi.new("struct core_told[]", [(one.tid, 0, 0, 0, 1) for one in tracees])
+        self._threads = ffi.new("struct core_thread[]", [(one.tid,) for one in tracees])
+        self._xstate = ffi.new("uint8_t[]", len(tracees) * _XSTATE_ROOM)  # touched by now
 
-def _state(record: tuple[Any, ...], areas: "ffi.buffer", at: int) -> State:
-    (tid, error, regs, sigmask, pointer, size, signature, flags, section, robust, length,
-     dispatch, tls, sched_attr, ioprio, xstate) = record  # fmt: skip
-    check(error, "reading a stopped thread", pid=tid)
-    return State(
-        Regs.unpack(regs),
-        sigmask,
-        Rseq(pointer, size, signature, flags) if pointer else None,
-        section,
-        (robust, length),
-        dispatch != 0,
-        tls,
-        sched_attr,
-        ioprio,
-        areas[at : at + xstate],
-    )
+    def stop(self, aside: "ffi.CData") -> bool:
+        """Stop them all, and have aside (or NULL) begin to look just then; say whether that was it.
+
+        If not, because something else has to be told of one first, they are to be heard, one by
+        one, and then taken; aside has not begun.
+        """
+        count, room = len(self.tracees), _XSTATE_ROOM
+        stopped = lib.core_stop(self._told, self._threads, count, self._xstate, room, aside)
+        if not stopped:
+            heard(self._told)
+            return False
+        for tracee in self.tracees:
+            tracee.stopped = True
+        return True
+
+    def take(self) -> None:
+        """Read what they are, now that they have stopped otherwise."""
+        count = len(self.tracees)
+        lib.core_take_threads(self._threads, count, self._xstate, _XSTATE_ROOM)
+
+    def states(self) -> list[State]:
+        """Return what they are. Raises NoSuchTask for one that has been killed."""
+        areas = ffi.buffer(self._xstate)
+        records = [*_THREAD.iter_unpack(ffi.buffer(self._threads))]
+        for tid, error, *_ in records:
+            check(error, "reading a stopped thread", pid=tid)
+        return [State(record, areas, i * _XSTATE_ROOM) for i, record in enumerate(records)]
 
 
 class Then(IntEnum):

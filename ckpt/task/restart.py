@@ -26,8 +26,8 @@ from typing import NamedTuple
 from ckpt.errors import CkptError
 from ckpt.kernel import mem, procfs
 from ckpt.kernel.arch import ERESTART_RESTARTBLOCK, NO_SYSCALL, NR, Regs, again, home
-from ckpt.kernel.glance import Glance
-from ckpt.kernel.procfs import Syscall
+from ckpt.kernel.glance import Glance, Seen
+from ckpt.kernel.procfs import Syscall, signal_sets
 from ckpt.kernel.ptrace import Tracee
 from ckpt.kernel.threads import State
 
@@ -108,11 +108,16 @@ class Resumption(NamedTuple):
 
 
 class Sleeps:
-    """The threads that are in a timed call, and since when; looked at while they run."""
+    """The threads that are in a timed call, and since when; looked at while they run.
 
-    def __init__(self) -> None:
+    glance is what will tell, when they have stopped, whether they still were; by default one of
+    its own.
+    """
+
+    def __init__(self, glance: Glance | None = None) -> None:
         self._found: dict[int, Sleep] = {}
-        self._glance = Glance()
+        self._own = None if glance else Glance()
+        self.glance = glance or self._own or Glance()
 
     def look(self, tids: Iterable[int]) -> None:
         """Find them."""
@@ -127,24 +132,24 @@ class Sleeps:
                         clocks[cpu] = _scheduler_offset(cpu)
                     since = _scheduled(sched) + clocks[cpu]
                     self._found[tid] = Sleep(call, since, _switches(sched))
-                    self._glance.add(_sched(tid))
+                    self.glance.add(_sched(tid), first=True)
             except CkptError:
                 continue  # it has ended, or the kernel does not tell
 
-    def still(self) -> dict[int, Sleep]:
-        """Return those that have been woken up by a stop alone: by more, and it is another call."""
-        if not self._found:
-            return {}
-        seen = self._glance.look()
-        return {
-            tid: sleep
-            for tid, sleep in self._found.items()
-            if _switches(seen.find(_sched(tid)) or b"") == sleep.switches + 1
-        }
+    def still(self, tid: int, seen: Seen) -> Sleep | None:
+        """Return what a thread was in, if a stop alone has woken it: by more, it is another call.
+
+        seen is what there was right after the stop.
+        """
+        sleep = self._found.get(tid)
+        if sleep and _switches(seen.find(_sched(tid)) or b"") == sleep.switches + 1:
+            return sleep
+        return None
 
     def close(self) -> None:
         """Close what is still open."""
-        self._glance.close()
+        if self._own:
+            self._own.close()
 
 
 def _sched(tid: int | str) -> str:
@@ -191,13 +196,27 @@ def _switches(sched: bytes) -> int:
     return int(sched[at:].split(b"\n", 2)[1].split(b":")[1]) if at >= 0 else -1
 
 
+def is_urgent(state: State) -> bool:
+    """Say whether a thread that has just stopped would not go on as it should by itself."""
+    regs = state.regs
+    return bool(state.critical_section) or (
+        -regs.result == errno.EINTR and regs.syscall in _NEVER_RESTARTED
+    )
+
+
 def resumption(
-    tracee: Tracee, state: State, sleep: Sleep | None, now: int, earlier: Wait | None = None
+    tracee: Tracee,
+    state: State,
+    sleep: Sleep | None,
+    now: int,
+    earlier: Wait | None = None,
+    seen: Seen | None = None,
 ) -> Resumption:
-    """Say how a thread that has just stopped goes on; set its registers if it must.
+    """Say how a thread that has stopped goes on; set its registers if it must.
 
     sleep is what it was in just before, if it still was when it was stopped; now is when that
-    was, CLOCK_MONOTONIC in ns; earlier is what its last stop by us had interrupted.
+    was, CLOCK_MONOTONIC in ns; earlier is what its last stop by us had interrupted; seen is what
+    a glance has told since then.
     """
     regs = _out_of_critical_section(tracee, state)
     if regs.syscall is None:
@@ -208,8 +227,8 @@ def resumption(
             return Resumption(regs, regs._replace(ax=-errno.EINTR & NO_SYSCALL))
         return Resumption(regs, _once_more(regs, tracee.tid, wait, now), wait)
     if -regs.result == errno.EINTR and regs.syscall in _NEVER_RESTARTED:
-        status = procfs.status(tracee.tid)
-        if not (status.sig_pnd | status.shd_pnd) & ~state.sigmask:
+        own, shared, _ = signal_sets((seen or Seen()).read(tracee.tid, "status"))
+        if not (own | shared) & ~state.sigmask:
             return _not_interrupted(regs, tracee, sleep, now)
     return Resumption(regs, home(regs)._replace(orig_ax=regs.orig_ax))
 

@@ -5,7 +5,7 @@
 #include <linux/futex.h>
 #include <sys/syscall.h>
 
-enum state { IDLE, LOOKING, DONE, DISMISSED };
+enum state { IDLE, LOOKING, BEGUN, DONE, DISMISSED };
 
 static uint32_t now(struct core_aside *aside)
 {
@@ -25,15 +25,33 @@ static void wait_while(struct core_aside *aside, uint32_t state)
 		core_syscall(SYS_futex, (uintptr_t)&aside->state, FUTEX_WAIT_PRIVATE, state, 0, 0, 0);
 }
 
+/* Look, in two steps. */
+static void look(struct core_aside *aside)
+{
+	size_t first = aside->first;
+	int64_t end = core_look(aside->looks, first, aside->rets, aside->buf, aside->size);
+
+	aside->begun = end;
+	set(aside, BEGUN);
+	if (end >= 0) {
+		aside->result = core_look(aside->looks + first, aside->n - first,
+					  aside->rets + first, (char *)aside->buf + end,
+					  aside->size - end);
+		if (aside->result >= 0)
+			aside->result += end;
+	} else {
+		aside->result = end;
+	}
+	set(aside, DONE);
+}
+
 int64_t core_aside_run(struct core_aside *aside)
 {
 	for (;;) {
 		wait_while(aside, IDLE);
 		if (now(aside) == DISMISSED)
 			return 0;
-		aside->result =
-			core_look(aside->looks, aside->n, aside->rets, aside->buf, aside->size);
-		set(aside, DONE);
+		look(aside);
 		wait_while(aside, DONE);
 	}
 }
@@ -44,9 +62,16 @@ int64_t core_aside_begin(struct core_aside *aside)
 	return 0;
 }
 
+int64_t core_aside_reach(struct core_aside *aside)
+{
+	wait_while(aside, LOOKING);
+	return aside->begun;
+}
+
 int64_t core_aside_end(struct core_aside *aside)
 {
 	wait_while(aside, LOOKING);
+	wait_while(aside, BEGUN);
 	set(aside, IDLE);
 	return aside->result;
 }

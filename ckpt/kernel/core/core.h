@@ -66,6 +66,16 @@ struct core_thread {
 /* Fill in threads by their tid; each has room bytes for its XSAVE area. Returns 0. */
 int64_t core_take_threads(struct core_thread *threads, size_t n, uint8_t *xstate, size_t room);
 
+struct core_aside;
+
+/*
+ * Stop n threads together: ask all, wait for all, have `aside`, if any, begin to look, and fill in
+ * what each is. Returns 1; or 0 if one has something else to tell first: then what has been told is
+ * told, as by core_hear(), and nothing is filled in.
+ */
+int64_t core_stop(struct core_told *told, struct core_thread *threads, size_t n, uint8_t *xstate,
+		  size_t room, struct core_aside *aside);
+
 enum core_order_flag {
 	CORE_REGS = 1,		/* it gets these registers */
 	CORE_MASK = 2,		/* and this signal mask: after the registers, */
@@ -213,14 +223,17 @@ struct core_look {
  */
 int64_t core_look(const struct core_look *looks, size_t n, int64_t *rets, void *buf, size_t size);
 
-/* A thread that looks while others go on. It stays in C: it has no lock to wait for. */
+/*
+ * A thread that looks while others go on. It stays in C: it has no lock to wait for. The first
+ * looks, all files, are done before the rest, and can be had when they are.
+ */
 struct core_aside {
 	const struct core_look *looks;
-	size_t n;
+	size_t n, first;
 	int64_t *rets;
 	void *buf;
 	size_t size;
-	int64_t result;		/* of core_look() */
+	int64_t begun, result;	/* of core_look(): the first, and all */
 	uint32_t state, pad;
 };
 
@@ -228,6 +241,8 @@ struct core_aside {
 int64_t core_aside_run(struct core_aside *aside);
 /* Have it look at what has been filled in; to be ended before it is begun again. */
 int64_t core_aside_begin(struct core_aside *aside);
+/* Wait until it has done the first. Returns the result. */
+int64_t core_aside_reach(struct core_aside *aside);
 /* Wait until it has looked. Returns the result. */
 int64_t core_aside_end(struct core_aside *aside);
 /* Tell it to return, when it does nothing. */

@@ -148,6 +148,22 @@ int64_t core_take_threads(struct core_thread *threads, size_t n, uint8_t *xstate
 	return 0;
 }
 
+enum { STOPPED = PTRACE_EVENT_STOP << 16 | SIGTRAP << 8 | 0x7f };
+
+int64_t core_stop(struct core_told *told, struct core_thread *threads, size_t n, uint8_t *xstate,
+		  size_t room, struct core_aside *aside)
+{
+	if (core_hear(told, n) < (int64_t)n)
+		return 0;
+	for (size_t i = 0; i < n; i++)
+		if (told[i].told != 1 || told[i].status != STOPPED)
+			return 0;
+	if (aside)
+		core_aside_begin(aside);
+	core_take_threads(threads, n, xstate, room);
+	return 1;
+}
+
 static int64_t set_mask(const struct core_order *one)
 {
 	return core_ptrace(SETSIGMASK, one->tid, SIGMASK_SIZE, (uintptr_t)&one->sigmask);

@@ -33,6 +33,33 @@ def test_what_was_begun_is_seen(glance: Glance, tmp_path: Path) -> None:
     assert glance.seen().find(str(path)) == b"three"
 
 
+def test_what_is_needed_first_is_seen_like_the_rest(glance: Glance, tmp_path: Path) -> None:
+    """Also where it does not fit, and where another look comes before the rest is asked for."""
+    first, other = tmp_path / "first", tmp_path / "other"
+    first.write_text("one")
+    other.write_text("two")
+    glance.add(str(other))
+    before = glance.mark()
+    glance.link("/proc/self/exe")
+    part = glance.since(before)
+    glance.add(str(first), first=True)
+    glance.add(str(first))
+    ahead = glance.look()
+    for text in ("three", "f" * (100 << 10), "four"):
+        first.write_text(text)
+        glance.begin()
+        seen = glance.seen()
+        assert seen.find(str(first)) == text.encode()
+        if text == "four":
+            assert glance.look().find(str(other)) == b"two"
+        assert seen.find(str(other)) == b"two"
+        assert seen.find(str(first)) == text.encode()
+        assert seen.same_answers(ahead, part)
+        assert seen.answers(part)[0] == ahead.answers(part)[0]
+        assert seen.same_file(ahead, str(other))
+        assert not seen.same_file(ahead, str(first))
+
+
 def test_more_than_there_is_room_for(glance: Glance, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * (300 << 10))
