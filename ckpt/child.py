@@ -19,6 +19,7 @@ from ckpt.errors import NoSuchTask, NotPermitted
 from ckpt.freeze import Frozen
 from ckpt.guard import Ward
 from ckpt.infect import Errand
+from ckpt.interrupt import uninterrupted
 from ckpt.kernel.arch import NO_SYSCALL, NR
 from ckpt.kernel.pidfd import pidfd_open
 from ckpt.kernel.ptrace import WALL, Options, Tracee, reap
@@ -111,7 +112,11 @@ def _do_bury(
     pid: int, child: int, stub: Range, guard: Ward | None, sandbox: Sandbox | None
 ) -> bool:
     """Do it, unless the thread is still in the stub, from where it goes home by itself."""
-    with Errand(pid, guard, sandbox, CALLS) as errand, Frozen(pid) as frozen:
+    with (
+        uninterrupted(),  # or their segment would stay
+        Errand(pid, guard, sandbox, CALLS) as errand,
+        Frozen(pid) as frozen,
+    ):
         one = frozen.leader
         if any(stub[0] <= place < stub[1] for place in (one.regs.ip, one.regs.sp)):
             return False

@@ -25,6 +25,7 @@ from ckpt.namespaces import ipcshm
 from ckpt.namespaces.kind import Dump
 from ckpt.options import DumpOptions
 from ckpt.refuse import check_pid
+from ckpt.round import Round
 from ckpt.snapshot import Again, DumpReport, Snapshot
 from ckpt.targets import Targets
 from ckpt.task import cgroups, ids
@@ -167,6 +168,7 @@ def _freeze(
         snapshot.report.skipped = unchanged.leave_out(snapshot.image)
         log.stage("seal")
         snapshot.image.seal(ids.inventory())
+        targets.taken = True
         hooks.post_dump(pid, snapshot.image)
         log.stage("let go")
         if options.leave_stopped:
@@ -183,7 +185,8 @@ def look_ahead(snapshot: Snapshot, targets: Targets, glance: Glance) -> None:
     targets.each(lambda target: target.look_ahead(glance))
     begin = glance.mark()
     for kind in namespaces.KINDS:
-        glance.link(f"/proc/{targets.root}/ns/{kind.name}")
+        # What it shows says which it is; the inode, with its times, is made anew (fs/nsfs.c).
+        glance.link(f"/proc/{targets.root}/ns/{kind.name}", stat=False)
     snapshot.namespaces = glance.since(begin)
     targets.together(snapshot.opened.look)
     snapshot.opened.look_ahead(snapshot.files, glance)
@@ -194,18 +197,19 @@ def look_ahead(snapshot: Snapshot, targets: Targets, glance: Glance) -> None:
 def take_tasks(snapshot: Snapshot, targets: Targets, frozen: Frozen, seen: Seen) -> None:
     """Take what tasks are: all of them answer while we look at open files, and at memory."""
     everybody = targets.frozen(frozen)
-    with ExitStack() as asked:
-        for target, process in everybody:
-            asked.enter_context(target.questions.asked(process, seen))
+    with Round([target.questions.asked(process, seen) for target, process in everybody]) as asked:
         snapshot.opened.take(snapshot.files, seen)
-        for target, _ in everybody:
+        asked.poke()
+        for target, process in everybody:
             target.snapshot.links.take(snapshot.files, seen, snapshot.opened.ahead)
-        for target, process in everybody:  # before its memory: there is where a time is put
+            # Before its memory: there is where a time is put.
             registers = {one.tid: one.resumption.image for one in process.threads}
             target.snapshot.registers = registers
+        asked.ask()
+        for target, process in everybody:
             target.memory.beside(process, seen)
-    for target, process in everybody:
-        target.questions.take(process, seen)
+        asked.part()
+        seen.whole()
 
 
 def take_memory(targets: Targets, frozen: Frozen, seen: Seen) -> None:
@@ -231,7 +235,7 @@ def take_namespaces(snapshot: Snapshot, targets: Targets, seen: Seen) -> None:
         if kind.name in snapshot.own_namespaces:
             with entered(kind.name, pid):
                 kind.dump(Dump(image, ids.namespace(kind.name, own=True), save, attached))
-    if "ipc" not in snapshot.own_namespaces:
+    if attached and "ipc" not in snapshot.own_namespaces:
         ipcshm.dump_attached(Dump(image, ids.namespace("ipc", own=False), save, attached))
 
 

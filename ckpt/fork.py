@@ -97,17 +97,17 @@ class Fork:
             self._log.line(INFO, f"child {pid} is gone; that took {took / 1e6:.3f} ms")
 
     def prepare(self) -> None:
-        """Look at the mappings, which takes long."""
-        self._mappings.look()
+        """Nothing: what is copied now may be old in the freeze."""
 
     # --- in the freeze
 
     def look_ahead(self, glance: Glance) -> None:
-        """Have the mappings looked at."""
+        """Look at the mappings."""
         self._mappings.look_ahead(glance)
 
     def approach(self) -> None:
-        """Nothing is left to do."""
+        """See which of their files have changed meanwhile."""
+        self._mappings.look_at_files()
 
     def beside(self, frozen: FrozenProcess, seen: Seen) -> None:
         """Nothing: the child is made by the thread that answers."""

@@ -20,7 +20,16 @@ from ckpt.kernel.arch import NO_SYSCALL, Regs
 from ckpt.kernel.ffi import ffi
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.latency import Awake
-from ckpt.kernel.ptrace import EVENT_STOP, Options, Tracee, await_any, has_heard, hear, reap
+from ckpt.kernel.ptrace import (
+    EVENT_STOP,
+    SYSCALL_STOP,
+    Options,
+    Tracee,
+    await_any,
+    has_heard,
+    hear,
+    reap,
+)
 from ckpt.kernel.threads import Order, Roll, State, Then, send
 from ckpt.task.restart import Resumption, Sleep, Sleeps, Wait, is_urgent, resumption
 
@@ -68,6 +77,11 @@ class FrozenThread:
     def regs(self) -> Regs:
         """The registers that it goes on with here, by way of `arch.home`."""
         return self._way.regs if self._way else self.state.regs
+
+    @property
+    def raw_regs(self) -> bytes:
+        """The same, as the kernel has them."""
+        return self._way.regs.pack() if self._way else self.state.raw
 
     @property
     def tid(self) -> int:
@@ -278,15 +292,12 @@ class Frozen:
                 process.threads = [one for one in process.threads if not self._is_dead(one.tracee)]
         return stopped
 
-    def _living(self) -> list[Tracee]:
-        return [tracee for tracee in [*self._seized.values()] if not self._is_dead(tracee)]
-
     def _is_dead(self, tracee: Tracee) -> bool:
         """Say whether a thread is no more, and take note of it."""
         try:
             tracee.poll()
         except (TargetDied, NoSuchTask):
-            del self._seized[tracee.tid]
+            self._seized.pop(tracee.tid, None)
             return True
         return False
 
@@ -298,7 +309,7 @@ class Frozen:
         try:
             stop = tracee.poll()
             if stop and stop.event != EVENT_STOP:
-                tracee.cont(0 if stop.event else stop.signo)
+                tracee.cont(0 if stop.event or stop.signo == SYSCALL_STOP else stop.signo)
         except (TargetDied, NoSuchTask):
             del self._seized[tracee.tid]
             return None
@@ -324,21 +335,31 @@ class Frozen:
 
     def release(self) -> None:
         """Let all threads go; does nothing the second time."""
-        for tracee in self._seized.values():
-            if not tracee.stopped:
-                with suppress(NoSuchTask):
-                    tracee.interrupt()
-        while not all(tracee.stopped for tracee in self._living()):
-            await_any()
+        seized = [*self._seized.values()]
+        running = [tracee for tracee in seized if not tracee.stopped]
+        if running:
+            self._stop_again(running)
         with suppress(NoSuchTask):
-            send(Order(tracee, Then.DETACH) for tracee in self._seized.values())
+            send(Order(tracee, Then.DETACH) for tracee in seized if tracee.stopped)
         self._thawed()
-        for tracee in self._seized.values():
+        for tracee in seized:
             if tracee.stopped:  # it has been killed
                 tracee.detach()
         self._seized.clear()
         self._sleeps.close()
         self.calm()
+
+    def _stop_again(self, running: list[Tracee]) -> None:
+        """Stop those that are on their way, to be let go; who has ended is left out."""
+        for tracee in running:
+            with suppress(NoSuchTask):
+                tracee.interrupt()
+        left = running
+        while left := [one for one in left if not self._has_stopped(one)]:
+            await_any()
+
+    def _has_stopped(self, tracee: Tracee) -> bool:
+        return self._stopped_by(tracee) is not None or tracee.tid not in self._seized
 
     def _thawed(self) -> None:
         if self._since:

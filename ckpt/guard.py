@@ -24,9 +24,10 @@ from ckpt.freeze import Frozen, FrozenThread
 from ckpt.kernel import maps, mem, seccomp, sysvipc
 from ckpt.kernel.arch import NO_SYSCALL, Regs, home, is_held
 from ckpt.kernel.files import anonymous_file
+from ckpt.kernel.gadget import Gadget
 from ckpt.kernel.nsfs import entered
 from ckpt.kernel.pidfd import has_ended, pidfd_getfd, pidfd_open
-from ckpt.kernel.remote import COUNT, LEFT, TID, Gadget, Remote, Segment, detach
+from ckpt.kernel.remote import COUNT, LEFT, TID, Detaching, Remote, Segment
 from ckpt.kernel.userfaultfd import Userfaultfd
 
 _ROOM = 4 << 20  # of a nameless file: it takes what is written
@@ -338,4 +339,4 @@ def _is_in_stub(pid: int, tid: int, notes: Notes) -> bool:
 def _detach(leader: FrozenThread, regs: Regs, notes: Notes) -> None:
     seccomp.suspend(leader.tracee)
     sigmask = leader.tracee.sigmask()
-    detach(leader.tracee, notes.base, regs, sigmask, notes.gadget, NO_SYSCALL)
+    Detaching(leader.tracee, notes.base, regs, sigmask, notes.gadget, NO_SYSCALL).end()

@@ -9,12 +9,13 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from struct import Struct
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from ckpt.errors import KernelError, TargetDied
+from ckpt.errors import CkptError, KernelError, TargetDied
 from ckpt.freeze import Frozen, FrozenProcess, FrozenThread
 from ckpt.guard import Ward
 from ckpt.image import pb
@@ -22,23 +23,12 @@ from ckpt.interrupt import uninterrupted
 from ckpt.kernel import maps, procfs, seccomp
 from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import check
+from ckpt.kernel.gadget import Gadget, find_holding, find_syscall
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.pidfd import pidfd_getfd
-from ckpt.kernel.procfs import PosixTimer, SignalSets, signal_sets
-from ckpt.kernel.ptrace import hear
-from ckpt.kernel.remote import (
-    At,
-    Batch,
-    Call,
-    Gadget,
-    Remote,
-    Segment,
-    Slot,
-    find_holding,
-    find_syscall,
-    quiet_signal,
-)
-from ckpt.kernel.threads import State, send
+from ckpt.kernel.procfs import PosixTimer, signal_sets
+from ckpt.kernel.remote import At, Batch, Call, Detaching, Remote, Segment, Slot, quiet_signal
+from ckpt.kernel.threads import Running, State
 from ckpt.kernel.userfaultfd import (
     UFFDIO_API,
     USERFAULTFD_IOC_NEW,
@@ -64,43 +54,6 @@ class _ThreadQuestions(NamedTuple):
     thread: thread.Answer
 
 
-class _Lent(NamedTuple):
-    """A thread that is lent to us, and its batch."""
-
-    remote: Remote
-    one: FrozenThread
-    batch: Batch
-
-
-def _set_out(lent: list[_Lent], gadget: Gadget) -> list[_Lent]:
-    """Set all threads off, the leader first; returns those that have still to be waited for."""
-    leader = lent[0]
-    one = leader.one
-    left = leader.remote.attach(one.regs, one.sigmask, gadget, leader.batch)
-    away = lent if left else lent[1:]
-    send(each.remote.setting_out(each.one.regs, each.one.sigmask, each.batch) for each in away)
-    return away
-
-
-def _bring_home(away: list[_Lent]) -> None:
-    """Wait for all these threads; who is not to detach the segment goes home at once.
-
-    All of them must be out of the stub before it goes, whatever became of their calls.
-    """
-    hear(each.one.tracee for each in away)
-    failed, homeward = [], []
-    for each in away:
-        try:
-            each.remote.finish(each.batch)
-        except KernelError as error:
-            failed.append(error)
-        if each.one.tid != each.remote.tgid:
-            homeward += each.remote.going_home(each.one.regs, each.one.sigmask)
-    send(homeward)
-    if failed:
-        raise failed[0]
-
-
 class Questions:
     """The questions to a process, and after `ask` the answers; a context manager.
 
@@ -124,9 +77,7 @@ class Questions:
         guard.keep(self._segment)
         self._threads: dict[int, _ThreadQuestions] = {}
         self._taken: dict[int, thread.Raw] = {}
-        self._signals: dict[int, SignalSets] = {}
-        self._process: process.Raw
-        self._auxv = b""
+        self._of_all: tuple[Seen, int, list[bytes]]
         self._build_leader(self._timers)
         for tid in tids:
             self._of_thread(tid)
@@ -164,50 +115,36 @@ class Questions:
         glance.add(*first, first=True)
         glance.add(*(f"/proc/{self.pid}/{name}" for name in (*process.NAMES, "auxv", "cgroup")))
 
-    @contextmanager
-    def asked(self, frozen: FrozenProcess, seen: Seen) -> Iterator[None]:
-        """Have all threads of the frozen process answer while the block does something else.
+    def asked(self, frozen: FrozenProcess, seen: Seen) -> "Visit":
+        """Return the visit to the process at which all its threads answer.
 
-        seen is what a glance has told of it since it stands still. When the block is left they
-        are as they were.
+        seen is what a glance has told of it since it stands still. Raises what is to be refused.
         """
         self._program.check(seen.read(self.pid, "maps"))
         timers = procfs.parse_timers(seen.read(self.pid, "timers"))
         if timers != self._timers:
             self._build_leader(timers)
-        self._signals = {
-            one.tid: signal_sets(seen.read(one.tid, "status")) for one in frozen.threads
-        }
+        lent = []
         with refused_unharmed(frozen.threads):
             for one in frozen.threads:
-                self._sandbox.open(one, seen.read(one.tid, "status"))
-        lent = [_Lent(self._remote(one), one, self._of(one)) for one in frozen.threads]
-        leader = lent[0]
-        self._guard.watch(
-            self._gadget, leader.one.regs, [(each.remote, each.one.sigmask) for each in lent]
-        )
-        try:
-            away = _set_out(lent, self._gadget)
-            try:
-                yield
-            finally:
-                _bring_home(away)
-                self._segment.remove()
-        finally:
-            leader.remote.cure(leader.one.regs, leader.one.sigmask, self._gadget)
-            self._guard.relax()
+                status = seen.read(one.tid, "status")
+                self._sandbox.open(one, status)
+                signals = signal_sets(status)
+                pending = one.tracee.pending(shared=False) if signals.own else []
+                self._taken[one.tid] = thread.Raw(status, one.state, pending)
+                slot, batch, _ = self._of_thread(one.tid)
+                remote = Remote(one.tracee, self.pid, slot, signo=quiet_signal(*signals))
+                lent.append(Asked(remote, one, batch))
+        leader = frozen.leader
+        queued = leader.tracee.pending(shared=True) if signals.shared else []
+        self._of_all = seen, leader.stop_signal, queued
+        return Visit(self._guard, self._gadget, lent)
 
-    def _of(self, one: FrozenThread) -> Batch:
-        return self._of_thread(one.tid).batch
-
-    def take(self, frozen: FrozenProcess, seen: Seen) -> None:
-        """Take what the answers are to be put together with, while the process is stopped."""
-        leader, queued = frozen.leader, bool(self._signals[self.pid].shared)
-        self._process = process.take(leader.tracee, leader.stop_signal, seen.read, pending=queued)
-        self._auxv = seen.read(self.pid, "auxv")
-        for one in frozen.threads:
-            pending = one.tracee.pending(shared=False) if self._signals[one.tid].own else []
-            self._taken[one.tid] = thread.Raw(seen.read(one.tid, "status"), one.state, pending)
+    @cached_property
+    def _process(self) -> process.Raw:
+        """What the glance has told of what all threads share."""
+        seen, stop_signal, queued = self._of_all
+        return process.take(self.pid, stop_signal, queued, seen.read)
 
     @property
     def stat(self) -> bytes:
@@ -226,16 +163,81 @@ class Questions:
     def of_mm(self) -> pb.mm_entry:
         """Return the record of the address space, without its mappings."""
         stat = procfs.parse_stat(self._process.stat)
-        return self._ask_mm(stat, procfs.parse_auxv(self._auxv))
+        auxv = self._of_all[0].read(self.pid, "auxv")
+        return self._ask_mm(stat, procfs.parse_auxv(auxv))
 
     def of_thread(self, tid: int) -> tuple[State, pb.thread_core_entry, int]:
         """Return what a thread was, its record, and its clear_tid address."""
         taken = self._taken[tid]
         return taken.state, *self._threads[tid].thread(taken)
 
-    def _remote(self, one: FrozenThread) -> Remote:
-        signo = quiet_signal(*self._signals[one.tid])
-        return Remote(one.tracee, self.pid, self._of_thread(one.tid).slot, signo=signo)
+
+class Asked(NamedTuple):
+    """A thread that is lent to us, and its batch."""
+
+    remote: Remote
+    one: FrozenThread
+    batch: Batch
+
+
+class Visit:
+    """The segment comes into a process, its threads answer, and it goes again.
+
+    Each step is begun, and ended when others have been begun in other processes.
+    """
+
+    def __init__(self, guard: Ward, gadget: Gadget, asked: list[Asked]) -> None:
+        self._guard, self._gadget, self._asked = guard, gadget, asked
+        self._leader = asked[0]
+        self._coming: Running | None = None
+        self._going: Detaching | None = None
+        self._begun = False
+
+    def come(self) -> None:
+        """Begin to have the segment attached."""
+        remote, one, _ = self._leader
+        self._guard.watch(
+            self._gadget, one.regs, [(each.remote, each.one.sigmask) for each in self._asked]
+        )
+        self._begun = True
+        self._coming = remote.attaching(one.regs, self._gadget)
+
+    def poke(self) -> None:
+        """Have that go on which takes more than one step."""
+        if self._coming:
+            self._coming.poke()
+        if self._going:
+            self._going.call.poke()
+
+    def here(self) -> list[Asked]:
+        """Wait for the segment; returns the threads that have still to be asked."""
+        remote, one, batch = self._leader
+        if not self._coming:
+            remote.attach(one.regs, one.sigmask, self._gadget, batch)
+            return self._asked[1:]
+        coming, self._coming = self._coming, None
+        remote.attached(coming)
+        return self._asked
+
+    def go(self) -> None:
+        """Begin to have it detached: all have answered, and are at home but for the first."""
+        remote, one, _ = self._leader
+        self._going = remote.detaching(one.regs, one.sigmask, self._gadget)
+        remote.slot.segment.remove()
+
+    def end(self) -> None:
+        """Wait until all is as it was, wherever this has come to."""
+        if not self._begun:
+            return
+        if self._coming:
+            with suppress(CkptError):
+                self._coming.result()
+        if not self._going:
+            self.go()
+        going, self._begun = self._going, False
+        assert going
+        self._leader.remote.left(going.end())
+        self._guard.relax()
 
 
 class _Program:

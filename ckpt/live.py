@@ -66,7 +66,7 @@ class Live:
         self._view = memoryview(bytearray(pages.BUFFER))
         self._logs: list[Pages] = []
         self._frozen_copy: list[tuple[list[tuple[int, int]], bytearray]] = []
-        self._plan = _Blind([], [])
+        self._plan, self._logged = _Blind([], []), list[Range]()
         self._taken = False
         self._found: list[Region] = []
         self._held = ExitStack()
@@ -121,7 +121,6 @@ class Live:
         """Look at the mappings: in the freeze we shall only see whether they are the same."""
         with _alive(self.pid):
             self._mappings.look_ahead(glance)
-            self._mappings.look()
             self._coverage.look_for_guards()
 
     def approach(self) -> None:
@@ -131,7 +130,8 @@ class Live:
             if self._coverage.guarded:  # looked for as late as can be: nothing tells of them
                 self._coverage.look_for_guards()
                 self._converge()
-        self._plan = _blind(self._mappings.vmas, self._coverage.seen)
+        self._mappings.look_at_files()
+        self._plan_for(self._mappings.vmas)
         self.snapshot.vmas = self._mappings.vmas
         self.snapshot.attached()
         self._tracker.let_run()
@@ -223,7 +223,7 @@ class Live:
         self.snapshot.vmas = self._mappings.vmas
         if lost or not same:
             self._coverage.lose(lost)
-            self._plan = _blind(self.snapshot.vmas, self._coverage.seen)
+            self._plan_for(self.snapshot.vmas)
         self._found = self._plan.look(self._pagemap)
         held = 0
         here = [(run.start, run.end) for run in self._found if not _guards(run)]
@@ -251,8 +251,13 @@ class Live:
         if self.snapshot.opened.any_direct():
             # Direct I/O writes to a page long after the fault that told of it.
             written = sum(self._logs, written)
-        wanted = intersect(ranges_of(each_once(written)), self._coverage.seen)
-        return intersect(wanted, [(entry.start, entry.end) for entry in self.snapshot.vmas])
+        return intersect(ranges_of(each_once(written)), self._logged)
+
+    def _plan_for(self, entries: list[pb.vma_entry]) -> None:
+        """Say where the log counts, and where it is blind."""
+        seen = self._coverage.seen
+        self._plan = _blind(entries, seen)
+        self._logged = intersect(seen, [(entry.start, entry.end) for entry in entries])
 
     # --- when it runs again
 

@@ -11,7 +11,7 @@ from functools import partial
 from ckpt.errors import KernelError
 from ckpt.image import pb
 from ckpt.kernel import procfs
-from ckpt.kernel.glance import Glance, Seen
+from ckpt.kernel.glance import NOTHING, Glance, Seen
 from ckpt.kernel.maps import MapsEntry, SmapsEntry, parse_maps, smaps
 from ckpt.memory import vmas
 from ckpt.snapshot import Led, TaskSnapshot, led, mapped_file
@@ -28,11 +28,17 @@ class Mappings:
         self._known: dict[MapsEntry, pb.vma_entry] = {}
         self._unsaved: list[tuple[SmapsEntry, pb.vma_entry]] = []
         self._files: dict[MapsEntry, tuple[SmapsEntry, Led]] = {}
+        self._links = NOTHING
         self.vmas: list[pb.vma_entry] = []
 
     def look_ahead(self, glance: Glance) -> None:
-        """Open what will be read in the freeze."""
+        """Look, and open what will be read in the freeze."""
         glance.add(f"/proc/{self._snapshot.pid}/maps")
+        self.look()
+        begin = glance.mark()
+        for mapping, _ in self._files.values():
+            glance.link(self._link(mapping))
+        self._links = glance.since(begin)
 
     def look(self) -> None:
         """Take them down; one may go while the process runs, and is then left out."""
@@ -79,11 +85,30 @@ class Mappings:
         for mapping, entry in self._unsaved:
             if entry.status & vmas.FILE_BACKED:
                 entry.shmid = mapped_file(self._snapshot, mapping, entry.fdflags)
+        if not same or not seen.same_answers(self._snapshot.opened.ahead, self._links):
+            self.look_at_files()
+        return same
+
+    def look_at_files(self) -> None:
+        """Save those anew whose files are not what they were.
+
+        Once after look_ahead, too: it has looked at them before the glance has. One may be gone
+        then, which shows in maps.
+        """
         for plain, (mapping, before) in self._files.items():
-            if led(self._link(mapping)) != before:
+            now = self._led(mapping)
+            if now and now != before:
                 entry = self._known[plain]
                 entry.shmid = mapped_file(self._snapshot, mapping, entry.fdflags)
-        return same
+                self._files[plain] = mapping, now
+
+    def _led(self, mapping: SmapsEntry) -> Led | None:
+        try:
+            return led(self._link(mapping))
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
 
     def _link(self, mapping: SmapsEntry) -> str:
         return f"/proc/{self._snapshot.pid}/map_files/{mapping.start:x}-{mapping.end:x}"

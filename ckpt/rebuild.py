@@ -30,9 +30,10 @@ from ckpt.kernel import features, procfs
 from ckpt.kernel.arch import NO_SYSCALL, NR, Regs
 from ckpt.kernel.errands import Calls, Errands, Leave
 from ckpt.kernel.ffi import check
+from ckpt.kernel.gadget import Gadget, find_syscall
 from ckpt.kernel.nsfs import entered
 from ckpt.kernel.ptrace import EVENT_STOP, Options, Tracee
-from ckpt.kernel.remote import Batch, BatchFull, Gadget, Remote, Segment, Slot, find_syscall
+from ckpt.kernel.remote import Batch, BatchFull, Remote, Segment, Slot
 from ckpt.kernel.threads import send
 from ckpt.log import INFO
 from ckpt.memory import inherit, layout, mm, shmem, sysv, vdso, vmas

@@ -102,6 +102,8 @@ class Targets:
         self._guard: Guard
         self._tree: Snapshot
         self.zombies: dict[int, procfs.Stat] = {}
+        self.taken = False
+        """Whether all has been taken of them, and is on disk."""
         self._files, self._fs = _Owners(Kcmp.FILES), _Owners(Kcmp.FS)
 
     def __enter__(self) -> Self:
@@ -190,8 +192,9 @@ class Targets:
 
     def _start(self, target: Target) -> None:
         name, log = self._options.engine, self._options.log
-        target.begin(self._tree, self._guard)
-        target.memory = target.held.enter_context(engine(target.snapshot, name, log))
+        with uninterrupted():  # or a segment would stay
+            target.begin(self._tree, self._guard)
+            target.memory = target.held.enter_context(engine(target.snapshot, name, log))
 
     def each(self, do: Callable[[Target], None], some: Iterable[Target] | None = None) -> None:
         """Do it with all, or some; a child that ends meanwhile is left out."""
@@ -218,7 +221,12 @@ class Targets:
                     self._leave_out(pid)
 
     def ended(self) -> list[int]:
-        """Return the descendants that have ended since they were taken in, if the root has not."""
+        """Return the descendants that have ended since they were taken in, if the root has not.
+
+        Once all is taken that is no matter any more.
+        """
+        if self.taken:
+            return []
         ended = [one.pid for one in self if procfs.is_ending(one.pid)]
         return [] if self.root in ended else ended
 

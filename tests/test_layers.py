@@ -18,7 +18,7 @@ LAYERS = (
     {"freeze", "plugin"},
     {"guard", "hooks", "sandbox"},
     {"infect", "lazy", "refuse", "saved", "snapshot"},
-    {"child", "mappings", "rebuild"},
+    {"child", "mappings", "rebuild", "round"},
     {"live", "tree"},
     {"fork"},
     {"engine"},

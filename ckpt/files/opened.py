@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Self
 
 from ckpt.errors import CkptError, KernelError, NoSuchTask, Unsupported
 from ckpt.files import KINDS, locks
+from ckpt.files.claim import dump_file, kind_of
 from ckpt.files.descriptors import Descriptor, groups, look
 from ckpt.files.kind import F_GETOWN_EX, Dump, FileKind, Held, NotNow, OpenFile
 from ckpt.image import pb
@@ -117,6 +118,7 @@ class OpenFiles:
         self._everything = NOTHING
         self._gone: list[Opened] = []
         self._agrees = False
+        self._direct, self._unsure = False, list[Opened]()
         self._carried: dict[int, Opened] = {}  # by our copies of their descriptors
 
     def __enter__(self) -> Self:
@@ -342,6 +344,7 @@ class OpenFiles:
         self._everything = glance.since(begin)
         self.ahead = self._seen = glance.look()
         self._agrees = all(map(self._agrees_with, self._parts))
+        self._direct = any(map(_is_direct, self._all()))
         for one in self._all():
             with suppress(CkptError):  # likewise; or it has what passes through it just now
                 self._dump_ahead(one, out)
@@ -429,16 +432,20 @@ class OpenFiles:
     def take(self, out: Dump, seen: Seen) -> None:
         """See to it that all records are as of now; seen is what a glance has just told."""
         self._seen = seen
-        changed = self._is_changed() and self.look()
+        known = self._agrees and len(self._parts) == len(self._tables)
+        same = known and seen.same_answers(self.ahead, self._everything)
+        changed = not (same or (known and self._is_same_table())) and self.look()
         if changed:
             self._see_what_changed()
         out.carried_id = lambda fd: self._id(self._carried[fd], out)
         everything = self._all()
-        stale = [one for one in self._suspects(changed) if not self._is_same(one, changed)]
+        suspects = self._suspects(same)
+        stale = [one for one in suspects if not self._is_same(one, changed)]
         _drop(stale + [one for one in self._gone if one.held], everything)
         if self._look_inside([one for one in everything if not one.held], out):
             _drop([one for one in everything if one.held and one.looks_around], everything)
         kept = [one.held for one in everything if one.held]
+        self._unsure = [*suspects, *(one for one in everything if not one.held)]
         out.later(lambda: _keep(kept))
         for one in (*everything, *self._in_flight()):
             if not one.held:
@@ -455,18 +462,19 @@ class OpenFiles:
             else:
                 self._info(place)
 
-    def _is_changed(self) -> bool:
-        """Say whether descriptors have come or gone, or lead elsewhere; or may have."""
-        if not self._agrees or len(self._parts) < len(self._tables):
-            return True
+    def _is_same_table(self) -> bool:
+        """Say whether no descriptor has come or gone, nor leads elsewhere."""
         now, ahead = self._seen, self.ahead
-        return not all(now.same_answers(ahead, part) for part in self._parts.values())
+        return all(now.same_answers(ahead, part) for part in self._parts.values())
 
-    def _suspects(self, changed: bool) -> list[Opened]:
-        """Return those dumped ahead of which a glance does not show that they are the same."""
+    def _suspects(self, same: bool) -> list[Opened]:
+        """Return those dumped ahead of which a glance does not show that they are the same.
+
+        same says whether all its calls have answered as they had.
+        """
         now, ahead = self._seen, self.ahead
         held = [one for one in self._all() if one.held]
-        if changed or not now.same_answers(ahead, self._everything):
+        if not same:
             return held
         different: set[Opened] = set()
         if not now.same_files(ahead, self._everything):
@@ -504,8 +512,8 @@ class OpenFiles:
         self._dump_locks(one, file, out)
 
     def any_direct(self) -> bool:
-        """Say whether a file is open for direct I/O."""
-        return any(fcntl.fcntl(one.fd, fcntl.F_GETFL) & os.O_DIRECT for one in self._all())
+        """Say whether a file is open for direct I/O, or may have been until just now."""
+        return self._direct or any(map(_is_direct, self._unsure))
 
     # --- when it may run again
 
@@ -526,6 +534,10 @@ class OpenFiles:
                 )
             )
         return found
+
+
+def _is_direct(one: Opened) -> bool:
+    return bool(fcntl.fcntl(one.fd, fcntl.F_GETFL) & os.O_DIRECT)
 
 
 def _own_fdinfo(fd: int) -> bytes:
@@ -554,40 +566,3 @@ def _drop(stale: list[Opened], everything: list[Opened]) -> None:
             lost |= one.held.drop()
             one.held = None
         stale = [one for one in everything if one.held and one.held.asked & lost]
-
-
-def kind_of(file: OpenFile, kinds: Iterable[type[FileKind]] = KINDS) -> type[FileKind]:
-    """Return the first kind that claims a file; raises Unsupported if none does."""
-    for kind in kinds:
-        if kind.claims(file):
-            return kind
-    raise Unsupported(f"{file.name}: not supported", hint=_hint(file.link))
-
-
-def _hint(link: str) -> str:
-    known = {
-        "anon_inode:[io_uring]": "an io_uring cannot be dumped: have the program use epoll",
-        "anon_inode:[perf_event]": "stop the profiler first",
-        "anon_inode:[userfaultfd]": "the target handles its own page faults; nobody can dump that",
-    }
-    if link.startswith("anon_inode:bpf"):
-        return "BPF objects belong to the whole machine and are not dumped"
-    return known.get(link, "have the target close it before the dump")
-
-
-def dump_file(
-    kind: type[FileKind], file: OpenFile, out: Dump, update: Callable[[Any], None] | None = None
-) -> None:
-    """Have a kind dump a file, and add it to files.img; update brings its message up to date."""
-    entry = kind.dump(file, out)
-
-    def add() -> None:
-        message = entry() if callable(entry) else entry
-        if update:
-            update(message)
-        out.add_entry(pb.file_entry(type=kind.type, id=file.id, **{kind.field: message}))
-
-    if update or callable(entry):
-        out.later(add)
-    else:
-        add()

@@ -6,9 +6,8 @@ from enum import IntEnum
 from struct import Struct
 from typing import NamedTuple
 
-ERESTARTSYS = 512
-ERESTARTNOINTR = 513
-ERESTARTNOHAND = 514
+from ckpt.kernel.ffi import ffi, lib
+
 ERESTART_RESTARTBLOCK = 516
 
 TASK_SIZE = 0x7FFF_FFFF_F000
@@ -243,14 +242,11 @@ def home(regs: Regs) -> Regs:
     An interrupted call is made again just as the kernel would have done on the way out of the
     stop (arch_do_signal_or_restart); its restart_block, if any, is still in the task.
     """
-    if regs.syscall is None:
-        return regs
-    match -regs.result:
-        case 512 | 513 | 514:
-            return again(regs, regs.orig_ax)
-        case 516:
-            return again(regs, NR.restart_syscall)
-    return regs._replace(orig_ax=NO_SYSCALL)
+    changed = ffi.new("struct core_regs *")
+    buffer = ffi.buffer(changed)
+    buffer[:] = regs.pack()
+    lib.core_home(changed)
+    return Regs.unpack(buffer[:])
 
 
 # Instructions that may stand between a syscall and its ret: zeroing, stack moves, pops.

@@ -10,8 +10,9 @@ from typing import Protocol
 
 from ckpt.errors import CkptError
 from ckpt.kernel.arch import Regs, home
+from ckpt.kernel.gadget import Gadget
 from ckpt.kernel.ptrace import SYSCALL_STOP, Tracee, hear
-from ckpt.kernel.remote import Batch, Gadget, Remote
+from ckpt.kernel.remote import Batch, Remote
 from ckpt.kernel.threads import Order, Then, send
 
 

@@ -19,7 +19,7 @@ from ckpt.kernel.aside import Aside
 from ckpt.kernel.ffi import check, ffi, lib
 
 _ROOM = 64 << 10
-_AT_FDCWD, _STAT, _PATH_MAX = -100, 144, 4096
+_AT_FDCWD, _STAT = -100, 144
 _WHOLE = -1
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -87,11 +87,17 @@ class Glance:
         """Add a system call; what it does must be nothing but to answer."""
         self._calls.append((nr, args))
 
-    def link(self, path: str) -> None:
-        """Add what a link of /proc leads to: its stat(2), and the path that it shows."""
+    def link(self, path: str, *, stat: bool = True) -> None:
+        """Add what a link of /proc leads to: the path that it shows, and what stat(2) says.
+
+        Of a path that is longer by then there is just enough to see that.
+        """
         name = self.out(content=os.fsencode(path) + b"\0")
-        self.call(NR.newfstatat, _AT_FDCWD, name, self.out(_STAT), 0)
-        self.call(NR.readlinkat, _AT_FDCWD, name, self.out(_PATH_MAX), _PATH_MAX)
+        with suppress(OSError):
+            room = len(os.fsencode(os.readlink(path))) + 1
+            if stat:
+                self.call(NR.newfstatat, _AT_FDCWD, name, self.out(_STAT), 0)
+            self.call(NR.readlinkat, _AT_FDCWD, name, self.out(room), room)
 
     def out(self, size: int = 0, content: bytes = b"") -> Out:
         """Set room aside for a call to write to: content, and zeros up to size bytes."""
@@ -146,9 +152,12 @@ class Glance:
         end = self._aside.reach()
         return self._prepared().seen_first(end, self._rest) if end >= 0 else self.look()
 
-    def _rest(self) -> "Seen":
+    def _rest(self, first: "Seen") -> "Seen":
+        """Return all of the look that has seen these first; or what there was no room for now."""
         end = self._end()
-        return self.look() if end < 0 else self._prepared().seen(end)
+        if end >= 0:
+            return self._prepared().seen(end)
+        return self.look().but_for(first, [*self._first])
 
     def _end(self) -> int:
         if not self._begun or not self._aside:
@@ -159,7 +168,8 @@ class Glance:
     def _prepared(self) -> "_Ready":
         counts = len(self._first), len(self._fds), len(self._calls)
         if not self._ready or self._ready.counts != counts:
-            self._ready = _Ready(self._first, self._fds, self._calls, self._answers)
+            room = max(_ROOM, 2 * self._ready.filled if self._ready else 0)
+            self._ready = _Ready(self._first, self._fds, self._calls, self._answers, room)
         return self._ready
 
 
@@ -172,7 +182,10 @@ class _Ready:
         fds: dict[str, int],
         calls: list[tuple[NR, tuple[int | Out, ...]]],
         answers: bytearray,
+        room: int,
     ) -> None:
+        self.filled = 0
+        """How much there was to be read at most."""
         self.counts = len(first), len(fds), len(calls)
         self._places = _Places([*first], len(calls), [*fds])
         self._fresh = bytes(answers)
@@ -186,7 +199,7 @@ class _Ready:
         looks += [(_WHOLE, [fd]) for fd in fds.values()]
         self._looks = ffi.new("struct core_look[]", looks)
         self._rets = ffi.new("int64_t[]", len(looks))
-        self._room = ffi.new("char[]", _ROOM)  # touched by now
+        self._room = ffi.new("char[]", room)  # touched by now
 
     def ready(self, aside: Aside) -> "ffi.CData":
         """Have all ready for another thread to look."""
@@ -205,10 +218,11 @@ class _Ready:
 
     def seen(self, end: int) -> "Seen":
         """Return what there is after a look that has filled so much of the room."""
+        self.filled = max(self.filled, end)
         answers = ffi.buffer(self._answers, len(self._fresh))[:]
         return Seen(self._places, ffi.buffer(self._rets)[:], answers, ffi.buffer(self._room)[:end])
 
-    def seen_first(self, end: int, rest: "Callable[[], Seen]") -> "Seen":
+    def seen_first(self, end: int, rest: "Callable[[Seen], Seen]") -> "Seen":
         """Return what there is of the files that are needed first, which have filled so much."""
         rets = ffi.buffer(self._rets, 8 * self.counts[0])[:]
         return Seen(self._places, rets, b"", ffi.buffer(self._room)[:end], rest)
@@ -240,20 +254,25 @@ class Seen:
         rets: bytes = b"",
         answers: bytes = b"",
         content: bytes = b"",
-        rest: "Callable[[], Seen] | None" = None,
+        rest: "Callable[[Seen], Seen] | None" = None,
     ) -> None:
         self._places, self._rest = places, rest
         self._rets, self._answers, self._content = rets, answers, content
         self._late: dict[str, bytes] = {}
 
-    def _whole(self) -> Self:
-        """Have all there is."""
+    def whole(self) -> Self:
+        """Wait for all there is."""
         if self._rest:
-            whole = self._rest()
-            self._places, self._rest = whole._places, None
+            whole, self._rest = self._rest(self), None
+            self._places, self._late = whole._places, whole._late | self._late
             self._rets, self._answers, self._content = whole._rets, whole._answers, whole._content
             vars(self).pop("_numbers", None)
             vars(self).pop("_starts", None)
+        return self
+
+    def but_for(self, other: "Seen", paths: list[str]) -> Self:
+        """Have these files have said what another look has seen."""
+        self._late |= {path: said for path in paths if (said := other.find(path)) is not None}
         return self
 
     @cached_property
@@ -283,7 +302,7 @@ class Seen:
         if place is None:
             return None
         if place >= self._places.first and self._rest:
-            return self._whole().find(path)
+            return self.whole().find(path)
         length = self._numbers[place]
         start = self._start(place)
         return None if length < 0 else self._content[start : start + length]
@@ -306,11 +325,11 @@ class Seen:
 
     def answers(self, part: Part) -> tuple[list[int], bytes]:
         """Return the results of the calls of a part, and what they wrote."""
-        self._whole()
+        self.whole()
         return [*self._numbers[self._results(part)]], self._answers[part.room]
 
     def _told(self, part: Part) -> tuple[bytes, bytes]:
-        self._whole()
+        self.whole()
         results = self._results(part)
         return self._rets[8 * results.start : 8 * results.stop], self._answers[part.room]
 
@@ -324,7 +343,7 @@ class Seen:
 
     def same_files(self, other: "Seen", part: Part) -> bool:
         """Say whether the files of a part said the same; as quick as can be."""
-        return self._whole()._said(part) == other._whole()._said(part)
+        return self.whole()._said(part) == other.whole()._said(part)
 
     def _said(self, part: Part) -> tuple[bytes, bytes]:
         calls = self._places.calls

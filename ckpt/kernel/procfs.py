@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Literal, NamedTuple
 
 from ckpt.errors import CkptError, KernelError, NoSuchTask, NotPermitted
@@ -306,8 +307,7 @@ def status(pid: Pid, tid: int | None = None) -> Status:
 
 
 _SIGNAL_SETS = re.compile(
-    rb"^SigPnd:\t(\w+)\nShdPnd:\t(\w+)\nSigBlk:\t\w+\nSigIgn:\t\w+\nSigCgt:\t(\w+)$",
-    re.MULTILINE,
+    rb"SigPnd:\t(\w+)\nShdPnd:\t(\w+)\nSigBlk:\t\w+\nSigIgn:\t\w+\nSigCgt:\t(\w+)\n"
 )
 
 
@@ -321,7 +321,12 @@ class SignalSets(NamedTuple):
 
 def signal_sets(status: bytes) -> SignalSets:
     """Parse only that of `status`: in no time."""
-    match = _SIGNAL_SETS.search(status)
+    return _parse_signal_sets(status[status.find(b"\nSigPnd:") + 1 : status.find(b"\nCapInh:") + 1])
+
+
+@cache
+def _parse_signal_sets(lines: bytes) -> SignalSets:
+    match = _SIGNAL_SETS.fullmatch(lines)
     if match is None:
         raise KernelError(errno.EPROTO, "reading the signals of /proc/PID/status")
     return SignalSets(*(int(mask, 16) for mask in match.groups()))

@@ -23,21 +23,21 @@ traces. A task that handles all of those is run from call to call with PTRACE_SY
 import errno
 import os
 import signal
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import reduce
+from functools import cache, reduce
 from operator import or_
 from struct import Struct
 from types import TracebackType
 from typing import NamedTuple
 
 from ckpt.errors import CkptError, KernelError, NoSuchTask, Unsupported
-from ckpt.kernel.arch import NO_SYSCALL, NR, Regs, find_gadget, find_hold, hold, home
+from ckpt.kernel.arch import NO_SYSCALL, NR, Regs, hold, home
 from ckpt.kernel.ffi import check, ffi, lib, syscall
+from ckpt.kernel.gadget import Gadget
 from ckpt.kernel.nsfs import entered, is_ours
 from ckpt.kernel.ptrace import SYSCALL_STOP, Stop, Tracee
 from ckpt.kernel.seccomp import Pattern
-from ckpt.kernel.threads import Order, Then, run_call, send
+from ckpt.kernel.threads import Away, Lent, Order, Running, Then, send
 
 _IPC_CREAT, _IPC_RMID, _IPC_SET, _SHM_EXEC, _SHM_NORESERVE = 0o1000, 0, 1, 0o100000, 0o10000
 _STUB_ROOM = 1024
@@ -46,13 +46,11 @@ _MUST, _FORK = 0x40, 0x80
 _NOT_MADE = -errno.EINPROGRESS
 
 _PIVOT_END = ffi.offsetof("struct core_slot", "call")
-_SIGMASK = ffi.offsetof("struct core_slot", "sigmask")
 _DONE = ffi.offsetof("struct core_slot", "done")
 TID, COUNT = (ffi.offsetof("struct core_slot", field) for field in ("tid", "count"))
 LEFT = NO_SYSCALL
 """What a slot's count is when its thread has gone home."""
 _CALL = Struct("<7QqQ")
-_HEAD = Struct("<6Q")  # sigmask, tgid, tid, signo, count, done
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
 _BLOCKED = NO_SYSCALL & ~sum(1 << n - 1 for n in (*_FAULTS, signal.SIGKILL, signal.SIGSTOP))
 _SI_TKILL = -6
@@ -65,18 +63,6 @@ ENTERING = (
 ATTACHING, HELD = ENTERING[0], Pattern(_SHM_EXEC)
 """The call that attaches a segment, and what a thread may call that is held after it."""
 _QUIET = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
-
-
-class Gadget(NamedTuple):
-    """A `syscall` instruction in the task's code, and how the stack rises to its `ret`.
-
-    hold is another one, after which a thread waits until it is given its registers; 0 if the
-    code has none, or nobody would come to do so.
-    """
-
-    address: int
-    risen: int
-    hold: int = 0
 
 
 class Segment:
@@ -107,7 +93,7 @@ class Segment:
         self.elsewhere = not is_ours("ipc", self.pid)
         with entered("ipc", self.pid):
             self._make(uid, gid, inherited=inherited, lasting=lasting)
-        self.memory = memoryview(ffi.buffer(ffi.cast("uint8_t *", self._at), size)).cast("B")
+        self.memory = memoryview(ffi.buffer(ffi.cast("uint8_t *", self.at), size)).cast("B")
         code = ffi.new("uint8_t const **")
         length = lib.core_stub(code)
         self.memory[:length] = ffi.buffer(code[0], length)
@@ -122,7 +108,7 @@ class Segment:
         try:
             # Anywhere will do for us, unless a restored task is to inherit it.
             at = self.base if inherited else 0
-            self._at = check(syscall(NR.shmat, self.id, at, _SHM_EXEC), "shmat")
+            self.at = check(syscall(NR.shmat, self.id, at, _SHM_EXEC), "shmat")
             self._own(uid, gid)
         except BaseException:
             lasting = False
@@ -161,10 +147,10 @@ class Segment:
         """Detach it here; a task that has it keeps it."""
         with suppress(NoSuchTask):  # the namespace may be gone with the task
             self.remove()
-        if self._at:
+        if self.at:
             self.memory.release()
-            syscall(NR.shmdt, self._at)
-            self._at = 0
+            syscall(NR.shmdt, self.at)
+            self.at = 0
 
     def __enter__(self) -> "Segment":
         return self
@@ -357,18 +343,25 @@ class Remote:
         Where the code has no place to be held at, it is made on the way; and where filters would
         count again and do harm then: a thread that is held may make calls that there are not.
         """
-        if gadget.hold and self.tracee.may_be_held:
-            self._attach(regs, gadget)
+        if call := self.attaching(regs, gadget):
+            self.attached(call)
             return True
         self._fall_in(regs, sigmask, gadget, batch)
         self.finish(batch)
         return False
 
-    def _attach(self, regs: Regs, gadget: Gadget) -> None:
+    def attaching(self, regs: Regs, gadget: Gadget) -> Running | None:
+        """Begin to attach the segment; None where that has to be done with a batch at once."""
+        if not gadget.hold or not self.tracee.may_be_held:
+            return None
         segment = self.slot.segment
         away = hold(regs, gadget.hold, NR.shmat, segment.id, segment.base, _SHM_EXEC)
         self._away = True
-        ret = run_call(Order(self.tracee, Then.SYSCALL, away.pack(), self.blocked))
+        return Running(Order(self.tracee, Then.SYSCALL, away.pack(), self.blocked))
+
+    def attached(self, call: Running) -> None:
+        """Wait until it is attached."""
+        ret = call.result()
         if ret == -errno.EACCES:
             raise Unsupported(
                 f"pid {self.tid} may have no memory that is written and executed: not supported",
@@ -391,7 +384,7 @@ class Remote:
             dx=_SHM_EXEC,
             orig_ax=NO_SYSCALL,
         )
-        self._fill_slot(regs, sigmask, batch)
+        Away([self.lent(regs.pack(), sigmask, batch)]).fill()
         # Signals first: one that came now would push its frame where there is no stack.
         self.tracee.set_sigmask(self.blocked)
         self._away = True
@@ -400,25 +393,21 @@ class Remote:
 
     def start(self, regs: Regs, sigmask: int, batch: Batch) -> None:
         """Set the thread off on a batch; finish() waits for it."""
-        send([self.setting_out(regs, sigmask, batch)])
+        Away([self.lent(regs.pack(), sigmask, batch)]).set_out()
 
-    def setting_out(self, regs: Regs, sigmask: int, batch: Batch) -> Order:
-        """Return the order that sets the thread off on a batch; finish() waits for it.
-
-        regs and sigmask are what it goes home with.
-        """
-        self._fill_slot(regs, sigmask, batch)
-        entry = self._stub + _STUB_ENTRY
-        away = regs._replace(ip=entry, r15=self.slot.address, orig_ax=NO_SYSCALL)
-        blocked = None if self._away else self.blocked
+    def lent(self, regs: bytes, sigmask: int, batch: Batch, *, homeward: bool = True) -> Lent:
+        """Return it as it is lent for a batch; regs and sigmask are what it goes home with."""
         self._away = True
-        return Order(self.tracee, Then.CONT if self.signo else Then.SYSCALL, away.pack(), blocked)
+        segment, entry = self.slot.segment, self._stub + _STUB_ENTRY
+        slot, there, count = segment.at + self.slot.offset, self.slot.address, len(batch.calls)
+        return Lent(
+            *(self.tracee, regs, sigmask, self.blocked, slot, there, entry, self.tgid, count),
+            *(self.signo, homeward),
+        )
 
-    def _fill_slot(self, regs: Regs, sigmask: int, batch: Batch) -> None:
-        memory, at = self.slot.segment.memory, self.slot.offset
-        memory[at : at + 216] = home(regs).pack()
-        head = (sigmask, self.tgid, self.tid, self.signo, len(batch.calls), 0)
-        _HEAD.pack_into(memory, at + _SIGMASK, *head)
+    def is_home(self) -> None:
+        """Take note that it has come home by itself."""
+        self._away = False
 
     def _cont(self) -> None:
         if self.signo:
@@ -516,8 +505,11 @@ class Remote:
 
     def cure(self, regs: Regs, sigmask: int, gadget: Gadget) -> None:
         """Detach the segment from the task, if it got as far as having it; then go home."""
-        ret = detach(self.tracee, self._stub, regs, sigmask, gadget, self.blocked)
-        self.left(ret)
+        self.left(self.detaching(regs, sigmask, gadget).end())
+
+    def detaching(self, regs: Regs, sigmask: int, gadget: Gadget) -> "Detaching":
+        """Begin to do so; left() is to be told how that has ended."""
+        return Detaching(self.tracee, self._stub, regs, sigmask, gadget, self.blocked)
 
     def leaving(self, regs: Regs, gadget: Gadget) -> Order:
         """Return the order to detach the segment, by one system call, for who dies with us."""
@@ -535,29 +527,33 @@ def _leading_to(regs: Regs, gadget: Gadget, base: int) -> Regs:
     return regs._replace(ip=gadget.address, sp=0, ax=NR.shmdt, di=base, orig_ax=NO_SYSCALL)
 
 
-def detach(
-    tracee: Tracee, base: int, regs: Regs, sigmask: int, gadget: Gadget, blocked: int
-) -> int:
-    """Have a stopped thread make shmdt(base) and go home; returns the call's result.
+class Detaching:
+    """A stopped thread that makes shmdt(base), to go home then.
 
     With gadget.hold a thread whose tracer dies on the way is held there; else it crashes.
     """
-    if gadget.hold:
-        away = hold(regs, gadget.hold, NR.shmdt, base)
-        ret = run_call(Order(tracee, Then.SYSCALL, away.pack(), blocked))
-        send([Order(tracee, Then.STAY, home(regs).pack(), sigmask, mask_first=True)])
-    else:
-        away = _leading_to(regs, gadget, base)
-        call = Order(tracee, Then.SYSCALL, away.pack(), blocked, mask_first=True)
-        ret = run_call(call)
-        send([Order(tracee, Then.STAY, home(regs).pack(), sigmask)])
-    return ret
+
+    def __init__(
+        self, tracee: Tracee, base: int, regs: Regs, sigmask: int, gadget: Gadget, blocked: int
+    ) -> None:
+        held = bool(gadget.hold)
+        away = hold(regs, gadget.hold, NR.shmdt, base) if held else _leading_to(regs, gadget, base)
+        order = Order(tracee, Then.SYSCALL, away.pack(), blocked, mask_first=not held)
+        self._home = Order(tracee, Then.STAY, home(regs).pack(), sigmask, mask_first=held)
+        self.call = Running(order)
+
+    def end(self) -> int:
+        """Wait for it, and have it at home; returns the call's result."""
+        ret = self.call.result()
+        send([self._home])
+        return ret
 
 
 def _described(call: Call) -> str:
     return f"{call.name}({', '.join(f'{arg:#x}' for arg in call.args)}) in the task"
 
 
+@cache
 def quiet_signal(*sets: int) -> int:
     """Choose a signal that a task neither handles nor has pending; 0 if there is none.
 
@@ -565,31 +561,3 @@ def quiet_signal(*sets: int) -> int:
     """
     taken = reduce(or_, sets)
     return next((int(s) for s in _QUIET if not taken >> s - 1 & 1), 0)
-
-
-def find_syscall(mem: int, ranges: Sequence[tuple[int, int]]) -> Gadget:
-    """Find a gadget in the task's executable ranges (start, end), in their order.
-
-    mem is a descriptor of its /proc/PID/mem. Raises KernelError if there is none.
-    """
-    for at, code in _code(mem, ranges):
-        if found := find_gadget(code):
-            return Gadget(at + found[0], found[1])
-    raise KernelError(errno.ENOEXEC, "looking for a syscall instruction in the task's code")
-
-
-def find_holding(mem: int, ranges: Sequence[tuple[int, int]]) -> int:
-    """Find what Gadget.hold is, likewise; 0 if there is none."""
-    for at, code in _code(mem, ranges):
-        if (found := find_hold(code)) is not None:
-            return at + found
-    return 0
-
-
-def _code(mem: int, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
-    for start, end in ranges:
-        for at in range(start, min(end, start + (4 << 20)), 1 << 20):
-            try:
-                yield at, os.pread(mem, min(end - at, 1 << 20), at)
-            except OSError:
-                break

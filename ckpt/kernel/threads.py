@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 from ckpt.kernel.arch import Regs
 from ckpt.kernel.ffi import check, ffi, lib
-from ckpt.kernel.ptrace import Rseq, Tracee, heard
+from ckpt.kernel.ptrace import Rseq, Tracee, has_heard, heard
 
 _XSTATE_ROOM = 16 << 10
 """Bytes of an XSAVE area, at most: with all that CPUs have today, AMX tiles too, 11 KiB."""
 _THREAD = Struct("<ii216sQQIIIxxxxQQQQ48s56sqQ")
 _REGS_AT, _SECTION_AT, _DISPATCH_AT = 2, 8, 11  # in a record
 _ORDER = Struct("<iiiiQ216s")
+_LENT = Struct("<216sQQQQQQQiiii")
 _NO_REGS = bytes(216)
 _REGS, _MASK, _MASK_FIRST = 1, 2, 4
 
@@ -29,11 +30,12 @@ class State:
     In a freeze there is no time to make more of it than is needed there.
     """
 
-    __slots__ = ("_areas", "_at", "_record", "critical_section", "regs", "sigmask")
+    __slots__ = ("_areas", "_at", "_record", "critical_section", "raw", "regs", "sigmask")
 
     def __init__(self, record: tuple[Any, ...], areas: "ffi.buffer", at: int) -> None:
         self._record, self._areas, self._at = record, areas, at
-        self.regs = Regs.unpack(record[_REGS_AT])
+        self.raw: bytes = record[_REGS_AT]
+        self.regs = Regs.unpack(self.raw)
         self.sigmask: int = record[_REGS_AT + 1]
         self.critical_section: int = record[_SECTION_AT]
         """The address of its struct rseq_cs, 0 outside of one."""
@@ -165,20 +167,109 @@ def _note(order: Order) -> None:
         order.tracee.stopped = order.then == Then.STAY
 
 
-def run_call(order: Order) -> int:
-    """Let a thread make the system call that an order leads it to, and no instruction more.
+class Lent(NamedTuple):
+    """A stopped thread that is lent to us to make a batch: see struct core_lent.
 
-    Returns the call's result. Raises TargetDied.
+    regs and sigmask are its own; slot is where we see its slot, there where it does itself.
     """
-    tracee = order.tracee
-    errand = ffi.new("struct core_errand *")
-    ffi.buffer(errand)[: _ORDER.size] = order.pack()
-    while not (done := lib.core_errand(errand)):
-        stop = tracee.wait()  # which takes first what others have to tell
-        errand.told.told, errand.told.status = 1, stop.status
-    if done == -errno.ECHILD:
-        tracee.told(errand.told.status)
-    check(done, "a system call of a stopped thread", pid=tracee.tid)
-    tracee.stopped = True
-    regs = ffi.buffer(errand)[_ORDER.size - len(_NO_REGS) : _ORDER.size]
-    return Regs.unpack(regs).result
+
+    tracee: Tracee
+    regs: bytes
+    sigmask: int
+    blocked: int
+    slot: int
+    there: int
+    entry: int
+    tgid: int
+    calls: int
+    signo: int
+    homeward: bool = True
+
+    def pack(self) -> bytes:
+        """Return the struct core_lent."""
+        return _LENT.pack(*self[1:9], self.tracee.tid, self.signo, self.homeward, 0)
+
+
+class Away:
+    """Threads that make their batches side by side."""
+
+    def __init__(self, lent: list[Lent]) -> None:
+        self._lent = lent
+        self._array = ffi.new("struct core_lent[]", len(lent))
+        ffi.buffer(self._array)[:] = b"".join([one.pack() for one in lent])
+        self._told = ffi.new("struct core_told[]", [(one.tracee.tid,) for one in lent])
+
+    def fill(self) -> None:
+        """Write down in their slots what they need, for who gets to the stub otherwise."""
+        for one in self._array:
+            lib.core_fill_slot(ffi.addressof(one))
+
+    def set_out(self) -> None:
+        """Set all off. Raises NoSuchTask for one that has been killed, after the others."""
+        failed = lib.core_set_out(self._array, len(self._lent))
+        for number, one in enumerate(self._lent):
+            one.tracee.stopped = bool(failed and self._array[number].back)
+        if failed:
+            for one in self._array:
+                check(one.back, "setting a stopped thread off", pid=one.tid)
+
+    def come_back(self) -> list[int]:
+        """Wait for all; returns the numbers of those that are not back at the end of their batch.
+
+        They have been told something else of, or nothing yet: they are to be heard. The others
+        are at home again, if they were to go there.
+        """
+        count = 0 if has_heard() else lib.core_come_back(self._array, self._told, len(self._lent))
+        if count == len(self._lent):
+            for one in self._lent:
+                one.tracee.stopped = True
+            return []
+        return self._missing()
+
+    def _missing(self) -> list[int]:
+        """Take note of those that are back; returns the others."""
+        missing = []
+        for number, (one, told) in enumerate(zip(self._lent, self._told, strict=True)):
+            if self._array[number].back == 1:
+                one.tracee.stopped = True
+                told.told = 0
+            else:
+                missing.append(number)
+        heard(self._told)
+        return missing
+
+
+class Running:
+    """A system call that a stopped thread is set off to, and makes, and not an instruction more.
+
+    It stops before the call, too: whoever has something else to do meanwhile pokes it now and then.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self._tracee = order.tracee
+        self._errand = ffi.new("struct core_errand *")
+        ffi.buffer(self._errand)[: _ORDER.size] = order.pack()
+        self._done = lib.core_errand(self._errand, 0)
+
+    def poke(self) -> None:
+        """Have it go on, if it has stopped; does not wait."""
+        if not self._done and not has_heard():
+            self._done = lib.core_errand(self._errand, 0)
+
+    def result(self) -> int:
+        """Wait for the call; returns what it has. Raises TargetDied."""
+        tracee, errand = self._tracee, self._errand
+        while not (self._done or self._go_on()):
+            stop = tracee.wait()  # which takes first what others have to tell
+            errand.told.told, errand.told.status = 1, stop.status
+        if self._done == -errno.ECHILD:
+            tracee.told(errand.told.status)
+        check(self._done, "a system call of a stopped thread", pid=tracee.tid)
+        tracee.stopped = True
+        regs = ffi.buffer(errand)[_ORDER.size - len(_NO_REGS) : _ORDER.size]
+        return Regs.unpack(regs).result
+
+    def _go_on(self) -> bool:
+        if not has_heard() or self._errand.told.told:
+            self._done = lib.core_errand(self._errand, 1)
+        return bool(self._done)

@@ -161,8 +161,8 @@ class Tracker:
 
     def drain(self) -> None:
         """Read what is still queued; the process is stopped, so nothing is added meanwhile."""
-        while self._log.answer(self._uffd) + self._collect():
-            pass
+        while self._log.answer(self._uffd):
+            self._collect()
         self._check()
         if self.registered:
             # For what it raises if this is not the process's memory any more.

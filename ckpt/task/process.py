@@ -11,7 +11,6 @@ from ckpt.image.text import set_text
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import NR
 from ckpt.kernel.procfs import PosixTimer
-from ckpt.kernel.ptrace import Tracee
 from ckpt.kernel.remote import Batch
 from ckpt.task import sigacts, signals, timers
 
@@ -36,16 +35,13 @@ NAMES = ("stat", "limits", "personality", "oom_score_adj", "loginuid")
 """What take() reads of /proc/PID."""
 
 
-def take(leader: Tracee, stop_signal: int, read: procfs.Read, *, pending: bool = True) -> Raw:
-    """Take it, in the freeze: what it means can be said later.
+def take(pid: int, stop_signal: int, queued: list[bytes], read: procfs.Read) -> Raw:
+    """Put together what was seen in the freeze.
 
-    pending says whether signals wait for the process as a whole; stop_signal is what had stopped
-    it before us, 0 if nothing had.
+    queued are the signals that wait for the process as a whole; stop_signal is what had stopped it
+    before us, 0 if nothing had.
     """
-    stat, limits, personality, oom_score_adj, loginuid = (
-        _read(read, leader.tid, name) for name in NAMES
-    )
-    queued = leader.pending(shared=True) if pending else []
+    stat, limits, personality, oom_score_adj, loginuid = (_read(read, pid, name) for name in NAMES)
     return Raw(stat, limits, personality, oom_score_adj, loginuid, queued, stop_signal)
 
 

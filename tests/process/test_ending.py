@@ -19,6 +19,8 @@ from target import wait_until
 
 import ckpt
 from ckpt import dump
+from ckpt.errors import CkptError
+from ckpt.hooks import POST_DUMP, PRE_DUMP, Hooks
 from ckpt.image.directory import ImageDir
 from ckpt.kernel import procfs
 from ckpt.options import DumpOptions
@@ -133,6 +135,26 @@ def test_a_child_ends(engine: str, who: str, place: Path) -> None:
                 found = [record.pid for record, _ in image.records("pstree")]
             everybody = [tree.root.pid, tree.middle, tree.leaf]
             assert found == everybody[: len(found)], (seed, moment)
+
+
+def test_an_objection_is_an_objection(
+    engine: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who objects to an image is heard once, though a child has just ended."""
+    tell, points = Hooks._tell, []
+
+    def object_at_last(self: Hooks, point: str, pid: int) -> None:
+        tell(self, point, pid)
+        points.append(point)
+        if point == POST_DUMP:
+            tree.end(tree.leaf)
+            raise CkptError("no")
+
+    monkeypatch.setattr(Hooks, "_tell", object_at_last)
+    with Tree() as tree, pytest.raises(CkptError, match=r"^no$"):
+        dump.dump(options(tree, place / "images", engine))
+    assert points == [PRE_DUMP, POST_DUMP]
+    assert not list(place.glob("images/inventory.img"))
 
 
 _SHARING = """

@@ -102,9 +102,10 @@ struct core_errand {
 
 /*
  * Have it make the call: 1 when it has. 0 if something else has to be heard first, as core_hear()
- * may: the errand goes on when told is filled in, or without. -ECHILD if the thread has ended.
+ * may, or if we do not wait: the errand goes on when told is filled in, or without. -ECHILD if the
+ * thread has ended.
  */
-int64_t core_errand(struct core_errand *errand);
+int64_t core_errand(struct core_errand *errand, int32_t wait);
 
 /* A piece of an address space. */
 struct core_range {
@@ -303,6 +304,40 @@ struct core_slot {
 	uint64_t pivot[16];	/* the stack on which the stub is entered by a `ret` */
 	struct core_call call[];
 };
+
+/* A stopped thread that is lent to us, to make the batch in its slot. */
+struct core_lent {
+	struct core_regs regs;	/* its own */
+	uint64_t sigmask;	/* its own, */
+	uint64_t blocked;	/* and while it is away */
+	struct core_slot *slot;	/* as we see it, */
+	uint64_t there, entry;	/* as it does, and where it enters the stub */
+	uint64_t tgid, count;	/* calls to make */
+	int32_t tid, signo;	/* as in the slot */
+	int32_t homeward;	/* whether it goes home when it is back */
+	int32_t back;		/* 1: it has made its batch, and is home; -errno of what failed */
+};
+
+/* Write down in its slot what a thread needs. Returns 0. */
+int64_t core_fill_slot(struct core_lent *lent);
+
+/* Fill in the slots and set all n off; returns how many that has failed for. */
+int64_t core_set_out(struct core_lent *lent, size_t n);
+
+/*
+ * Wait for all n, and give those their own registers that have made their batch to its end.
+ * Returns how many that is. The others have told something else, or are not heard of yet.
+ */
+int64_t core_come_back(struct core_lent *lent, struct core_told *told, size_t n);
+
+/*
+ * Have registers be those with which a stopped thread goes on by itself: a call that the stop has
+ * interrupted is made again as the kernel would have (arch_do_signal_or_restart). Returns 0.
+ */
+int64_t core_home(struct core_regs *regs);
+
+/* Have registers lead into the stub: to entry, with the slot that it sees there. Returns 0. */
+int64_t core_lead(struct core_regs *regs, uint64_t entry, uint64_t there);
 
 /* The stub's code, position independent. Returns its length. */
 int64_t core_stub(const uint8_t **code);

@@ -112,6 +112,47 @@ __asm__(
 	"core_stub_end:\n"
 	"	.popsection\n");
 
+enum {
+	RESTART_SYSCALL = 219,
+	ERESTARTSYS = 512,
+	ERESTARTNOINTR = 513,
+	ERESTARTNOHAND = 514,
+	ERESTART_RESTARTBLOCK = 516,
+	SYSCALL_SIZE = 2,
+};
+
+static void call_again(struct core_regs *regs, uint64_t nr)
+{
+	regs->ip -= SYSCALL_SIZE;
+	regs->ax = nr;
+}
+
+int64_t core_home(struct core_regs *regs)
+{
+	if ((int64_t)regs->orig_ax < 0)
+		return 0;
+	switch (-(int64_t)regs->ax) {
+	case ERESTARTSYS:
+	case ERESTARTNOINTR:
+	case ERESTARTNOHAND:
+		call_again(regs, regs->orig_ax);
+		break;
+	case ERESTART_RESTARTBLOCK:
+		call_again(regs, RESTART_SYSCALL);
+		break;
+	}
+	regs->orig_ax = -1;
+	return 0;
+}
+
+int64_t core_lead(struct core_regs *regs, uint64_t entry, uint64_t there)
+{
+	regs->ip = entry;
+	regs->r15 = there;
+	regs->orig_ax = -1;
+	return 0;
+}
+
 int64_t core_stub(const uint8_t **code)
 {
 	*code = core_stub_begin;

@@ -197,6 +197,87 @@ int64_t core_order(struct core_order *orders, size_t n)
 	return failed;
 }
 
+int64_t core_fill_slot(struct core_lent *one)
+{
+	struct core_slot *slot = one->slot;
+
+	slot->home = one->regs;
+	core_home(&slot->home);
+	slot->sigmask = one->sigmask;
+	slot->tgid = one->tgid;
+	slot->tid = one->tid;
+	slot->signo = one->signo;
+	slot->count = one->count;
+	slot->done = 0;
+	return 0;
+}
+
+static int64_t set_out(struct core_lent *one)
+{
+	struct core_order order = {
+		.tid = one->tid,
+		.request = one->signo ? PTRACE_CONT : PTRACE_SYSCALL,
+		.flags = CORE_REGS | CORE_MASK,
+		.sigmask = one->blocked,
+		.regs = one->regs,
+	};
+
+	core_fill_slot(one);
+	core_lead(&order.regs, one->entry, one->there);
+	return carry_out(&order);
+}
+
+int64_t core_set_out(struct core_lent *lent, size_t n)
+{
+	int64_t failed = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		int64_t ret = set_out(&lent[i]);
+
+		lent[i].back = ret < 0 ? ret : 0;
+		failed += ret < 0;
+	}
+	return failed;
+}
+
+static int is_at_end(const struct core_lent *one, const struct core_told *told)
+{
+	return told->told == 1 && one->signo && told->status == (one->signo << 8 | 0x7f) &&
+	       told->code == SI_TKILL && one->slot->done == one->count;
+}
+
+static int64_t go_home(struct core_lent *one)
+{
+	struct core_order order = {
+		.tid = one->tid,
+		.flags = CORE_REGS | CORE_MASK_FIRST,
+		.sigmask = one->sigmask,
+		.regs = one->slot->home,
+	};
+
+	one->slot->count = -1;
+	return carry_out(&order);
+}
+
+int64_t core_come_back(struct core_lent *lent, struct core_told *told, size_t n)
+{
+	int64_t back = 0;
+
+	core_hear(told, n);
+	for (size_t i = 0; i < n; i++) {
+		struct core_lent *one = &lent[i];
+		int64_t ret = 1;
+
+		if (!is_at_end(one, &told[i]))
+			continue;
+		if (one->homeward && (ret = go_home(one)) >= 0)
+			ret = 1;
+		one->back = ret;
+		back += ret > 0;
+	}
+	return back;
+}
+
 enum { SYSCALL_STOP = SIGTRAP | 0x80 };
 
 static int64_t go_on(struct core_errand *errand)
@@ -206,7 +287,7 @@ static int64_t go_on(struct core_errand *errand)
 	return core_ptrace(PTRACE_SYSCALL, errand->order.tid, 0, 0);
 }
 
-int64_t core_errand(struct core_errand *errand)
+int64_t core_errand(struct core_errand *errand, int32_t wait)
 {
 	struct core_regs *regs = &errand->order.regs;
 	int64_t ret = 0;
@@ -216,7 +297,7 @@ int64_t core_errand(struct core_errand *errand)
 		ret = carry_out(&errand->order);
 	}
 	while (ret >= 0 && errand->stops < 2) {
-		if (core_hear(&errand->told, 1) < 1)
+		if (wait ? core_hear(&errand->told, 1) < 1 : !take_all(&errand->told, 1))
 			return 0;
 		if (errand->told.told < 0 || !WIFSTOPPED(errand->told.status))
 			return -ECHILD;

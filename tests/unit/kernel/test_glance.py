@@ -60,6 +60,21 @@ def test_what_is_needed_first_is_seen_like_the_rest(glance: Glance, tmp_path: Pa
         assert not seen.same_file(ahead, str(first))
 
 
+def test_what_was_seen_first_stays(glance: Glance, tmp_path: Path) -> None:
+    """Where there is no room for the rest, that is looked at later, and nothing else."""
+    first, other = tmp_path / "first", tmp_path / "other"
+    first.write_text("one")
+    other.write_bytes(b"x" * (100 << 10))
+    glance.add(str(first), first=True)
+    glance.add(str(other))
+    glance.begin()
+    seen = glance.seen()
+    first.write_text("three")
+    assert seen.find(str(first)) == b"one"
+    assert seen.find(str(other)) == b"x" * (100 << 10)
+    assert seen.find(str(first)) == b"one"
+
+
 def test_more_than_there_is_room_for(glance: Glance, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * (300 << 10))
