@@ -13,21 +13,25 @@ Facts that bite (unix(7) and net/unix/af_unix.c, net/core/datagram.c):
   gives all up to the end of the message that they were sent with.
 - A read takes a pending error away (ECONNRESET from a peer that closed without reading): a stream
   tells its length beforehand, so that the end is not read; of datagrams the error is lost.
+- While senders are told (`senders`), a peek of a stream ends where the sender changes.
 """
 
 import errno
 import fcntl
 import os
+import select
 import socket
-import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from typing import NamedTuple
 
 from ckpt.errors import ImageError, Unsupported
+from ckpt.files import senders
 from ckpt.files.kind import Dump, OpenFile, Restore
-from ckpt.files.sockopts import SO_PASSCRED, SO_SNDBUF, SO_SNDBUFFORCE, failed, set_buffer
+from ckpt.files.senders import Control, Sender
+from ckpt.files.sockopts import SO_SNDBUF, SO_SNDBUFFORCE, failed, set_buffer
 from ckpt.image import pb
 from ckpt.kernel import files
 
@@ -37,8 +41,6 @@ _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _CHUNK = 1 << 18
 _RIGHTS, _PIDFD = socket.SCM_RIGHTS, 4
-_CREDENTIALS = struct.Struct("@iII")
-_CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
 _MOST_FILES = 253  # SCM_MAX_FD
 _CONTROL = socket.CMSG_SPACE(4 * _MOST_FILES) + socket.CMSG_SPACE(4)
 _SHUT_READ = 1
@@ -46,13 +48,14 @@ _ROOMY = 64 << 20
 
 
 class Packet(NamedTuple):
-    """A packet, or a piece of a stream, and the files that travel with it.
+    """A packet, or a piece of a stream, the files that travel with it, and who sent it.
 
-    At dump these are descriptors of ours, at restore the image's file ids.
+    At dump the files are descriptors of ours, at restore the image's file ids.
     """
 
     data: bytes
     files: tuple[int, ...] = ()
+    sender: Sender | None = None
 
 
 class _Peeked(NamedTuple):
@@ -60,14 +63,15 @@ class _Peeked(NamedTuple):
 
     data: bytes
     files: tuple[int, ...]
+    sender: Sender | None
     truncated: bool
 
 
 def packets(sock: socket.socket, name: str, shutdown: int = 0) -> list[Packet]:
     """Peek at all that is queued; of a stream, a piece ends where descriptors travel.
 
-    name says whose it is in a refusal; shutdown has bit 1 if nothing more can come. Raises
-    Unsupported for credentials in flight, KernelError.
+    name says whose it is in a refusal; shutdown has bit 1 if nothing more can come. Who sent it is
+    known if the socket is told (SO_PASSCRED). Raises Unsupported, KernelError.
     """
     walk = _stream(sock, name) if sock.type == socket.SOCK_STREAM else None
     found: list[Packet] = []
@@ -85,23 +89,28 @@ def packets(sock: socket.socket, name: str, shutdown: int = 0) -> list[Packet]:
 def _stream(sock: socket.socket, name: str) -> Iterator[Packet]:
     left = int.from_bytes(fcntl.ioctl(sock, _SIOCINQ, bytes(4)), "little")
     plain: list[bytes] = []
+    sender: Sender | None = None
     at = 0
     while at < left and (got := _peek_at(sock, at, _CHUNK, name)) and got.data:
         before = len(got.data)
         if got.files:
             before = _without(sock, at, len(got.data))
         at += len(got.data)
+        if got.sender != sender:
+            yield from _joined(plain, sender)
+        sender = got.sender
         plain.append(got.data[:before])
         if got.files:
-            yield from _joined(plain)
-            yield Packet(got.data[before:], got.files)
-            plain.clear()
-    yield from _joined(plain)
+            yield from _joined(plain, sender)
+            yield Packet(got.data[before:], got.files, sender)
+    yield from _joined(plain, sender)
 
 
-def _joined(pieces: list[bytes]) -> Iterator[Packet]:
+def _joined(pieces: list[bytes], sender: Sender | None) -> Iterator[Packet]:
+    """Make one of pieces, which are taken."""
     if any(pieces):
-        yield Packet(b"".join(pieces))
+        yield Packet(b"".join(pieces), (), sender)
+    pieces.clear()
 
 
 def _peek_at(sock: socket.socket, at: int, size: int, name: str) -> _Peeked | None:
@@ -135,7 +144,8 @@ def _packets(sock: socket.socket, name: str, shut: bool) -> Iterator[Packet]:
     if first is None or (shut and not first.data and not first.files):
         return
     if not first.data:
-        yield Packet(b"", first.files)  # the walk leaves it out: it is marked as peeked by now
+        # The walk leaves it out: it is marked as peeked by now.
+        yield Packet(b"", first.files, first.sender)
     else:
         _close(first.files)
     sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
@@ -147,14 +157,13 @@ def _packets(sock: socket.socket, name: str, shut: bool) -> Iterator[Packet]:
         if got.truncated:
             _close(got.files)  # they come with each part
         else:
-            yield Packet(b"".join(parts), got.files)
+            yield Packet(b"".join(parts), got.files, got.sender)
             parts.clear()
 
 
 def _peek(sock: socket.socket, name: str, size: int = _CHUNK) -> _Peeked | None:
     """Return what the next peek gives; None at the end."""
-    room = _CONTROL if sock.family == socket.AF_UNIX else 0
-    room += _CREDENTIALS_SPACE if _passes_credentials(sock) else 0
+    room = _CONTROL + senders.room(sock) if sock.family == socket.AF_UNIX else 0
     try:
         data, control, flags, _ = sock.recvmsg(size, room, _PEEK)
     except BlockingIOError:
@@ -165,35 +174,23 @@ def _peek(sock: socket.socket, name: str, size: int = _CHUNK) -> _Peeked | None:
         if error.errno in (errno.ENOTCONN, errno.EINVAL):  # never connected: nothing to read
             return None
         raise failed(error, f"peek at the queue of {name}") from error
-    fds = tuple(_descriptors(control))
-    if flags & socket.MSG_CTRUNC:
+    fds, pidfds = _descriptors(control)
+    _close(fd for fd in pidfds if fd >= 0)
+    what = "more file descriptors than we may have" if flags & socket.MSG_CTRUNC else ""
+    what = what or ("a pidfd of a sender (SO_PASSPIDFD)" if pidfds else senders.hindrance(control))
+    if what:
         _close(fds)
-        _refuse(name, "more file descriptors than we may have")
-    if _has_credentials(control):
-        _close(fds)
-        _refuse(name, "credentials")
-    return _Peeked(data, fds, bool(flags & socket.MSG_TRUNC))
+        _refuse(name, what)
+    return _Peeked(data, fds, senders.sender(control), bool(flags & socket.MSG_TRUNC))
 
 
-def _descriptors(control: list[tuple[int, int, bytes]]) -> Iterator[int]:
-    """Yield the descriptors that came along; a pidfd of the sender (SO_PASSPIDFD) is made anew."""
+def _descriptors(control: list[Control]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the descriptors that came along, and those that are pidfds of the sender."""
+    found: dict[int, array[int]] = {_RIGHTS: array("i"), _PIDFD: array("i")}
     for _, kind, value in control:
-        fds = array("i", value[: len(value) // 4 * 4]) if kind in (_RIGHTS, _PIDFD) else ()
-        if kind == _PIDFD:
-            _close(fd for fd in fds if fd >= 0)
-        else:
-            yield from fds
-
-
-def _has_credentials(control: list[tuple[int, int, bytes]]) -> bool:
-    """Say whether the sender is known; one that did not tell has no pid."""
-    values = (value for _, kind, value in control if kind == socket.SCM_CREDENTIALS)
-    return any(_CREDENTIALS.unpack(value[:12])[0] for value in values)
-
-
-def _passes_credentials(sock: socket.socket) -> bool:
-    family = sock.family in (socket.AF_UNIX, socket.AF_NETLINK)
-    return family and bool(sock.getsockopt(socket.SOL_SOCKET, SO_PASSCRED))
+        if kind in found:
+            found[kind].frombytes(value[: len(value) // 4 * 4])
+    return tuple(found[_RIGHTS]), tuple(found[_PIDFD])
 
 
 def _refuse(name: str, what: str) -> None:
@@ -234,15 +231,27 @@ def queued(file: OpenFile, sock: socket.socket, shutdown: int, out: Dump) -> lis
 def _read_queue(file: OpenFile, sock: socket.socket, shutdown: int, out: Dump) -> list[Packet]:
     if file.number < 0:
         return _read_in_flight(file, sock)
+    if not _is_readable(sock):
+        return []
     offset = sock.getsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF)
-    with out.changed(file, socket.SOL_SOCKET, _SO_PEEK_OFF, offset):
+    with (
+        out.changed(file, socket.SOL_SOCKET, _SO_PEEK_OFF, offset),
+        senders.told(file, sock, out),
+    ):
         return packets(sock, file.name, shutdown)
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return any(event & select.POLLIN for _, event in poll.poll(0))
 
 
 def _read_in_flight(file: OpenFile, sock: socket.socket) -> list[Packet]:
     """Return the queue of a socket that is in flight itself.
 
-    Nobody could set its offset right if we died, so it has to do without.
+    Nobody could set its options right if we died, so it has to do without an offset, and with the
+    senders that its reader would be told of now.
     """
     got = _peek(sock, file.name, _ROOMY)
     if got is None or not (got.data or got.files):
@@ -251,7 +260,7 @@ def _read_in_flight(file: OpenFile, sock: socket.socket) -> list[Packet]:
     if left != len(got.data) or sock.type != socket.SOCK_STREAM or got.files:
         _close(got.files)
         _refuse(file.name, "a socket with packets in its own queue")
-    return [Packet(got.data)]
+    return [Packet(got.data, (), got.sender)]
 
 
 def dump_queue(file: OpenFile, sock: socket.socket, shutdown: int, out: Dump) -> None:
@@ -263,6 +272,8 @@ def dump_queue(file: OpenFile, sock: socket.socket, shutdown: int, out: Dump) ->
         entry = pb.sk_packet_entry(id_for=file.id, length=len(packet.data))
         if packet.files:
             entry.scm.add(type=_RIGHTS, rights=map(out.carried_id, packet.files))
+        if packet.sender:
+            entry.sender.CopyFrom(senders.saved(packet.sender))
         out.writer("sk-queues").append(entry, packet.data)
 
 
@@ -279,7 +290,8 @@ def _read(make: Restore) -> dict[int, list[Packet]]:
     queues: dict[int, list[Packet]] = {}
     if make.image.exists("sk-queues"):
         for entry, data in make.image.records("sk-queues"):
-            queues.setdefault(entry.id_for, []).append(Packet(data, tuple(_rights(entry))))
+            packet = Packet(data, tuple(_rights(entry)), senders.read(entry))
+            queues.setdefault(entry.id_for, []).append(packet)
     return queues
 
 
@@ -302,17 +314,24 @@ def send_all(
     if not queue:
         return
     set_buffer(sender, SO_SNDBUF, SO_SNDBUFFORCE, _ROOMY)
-    for packet in queue:
-        if len(packet.files) > _MOST_FILES:
-            raise ImageError(f"sk-queues.img: {len(packet.files)} files in one packet")
-        try:
-            _send(sender, packet.data, [descriptor(one) for one in packet.files])
-        except OSError as error:
-            raise failed(error, "send to fill a socket's queue") from error
+    for one, row in groupby(queue, lambda packet: packet.sender):
+        with senders.present(one):
+            for packet in row:
+                _send_for(sender, packet, descriptor)
 
 
-def _send(sender: socket.socket, data: bytes, fds: list[int]) -> None:
-    control = [(socket.SOL_SOCKET, _RIGHTS, array("i", fds))] if fds else []
-    sent = sender.sendmsg([data], control, _SEND)
-    while sent < len(data):
-        sent += sender.send(data[sent:], _SEND)
+def _send_for(sock: socket.socket, packet: Packet, descriptor: Callable[[int], int]) -> None:
+    if len(packet.files) > _MOST_FILES:
+        raise ImageError(f"sk-queues.img: {len(packet.files)} files in one packet")
+    try:
+        _send(sock, packet, [descriptor(one) for one in packet.files])
+    except OSError as error:
+        raise failed(error, "send to fill a socket's queue") from error
+
+
+def _send(sock: socket.socket, packet: Packet, fds: list[int]) -> None:
+    sender = senders.claim(packet.sender)
+    rights = [(socket.SOL_SOCKET, _RIGHTS, array("i", fds).tobytes())] if fds else []
+    sent = sock.sendmsg([packet.data], rights + sender, _SEND)
+    while sent < len(packet.data):
+        sent += sock.sendmsg([packet.data[sent:]], sender, _SEND)

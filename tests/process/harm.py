@@ -56,10 +56,10 @@ def look_once(pid: int) -> dict[str, object]:
 
 
 def socket_options(pidfd: int, fd: int) -> list[int | None]:
-    """What a dump changes for a moment: TCP_REPAIR, SO_PEEK_OFF, SO_REUSEADDR."""
+    """What a dump changes for a moment: TCP_REPAIR, SO_PEEK_OFF, SO_REUSEADDR, SO_PASSCRED."""
     found: list[int | None] = []
     with socket.socket(fileno=pidfd_getfd(pidfd, fd)) as copy:
-        for level, option in ((6, 19), (socket.SOL_SOCKET, 42), (socket.SOL_SOCKET, 2)):
+        for level, option in ((6, 19), (1, 42), (1, 2), (1, 16)):
             try:
                 found.append(copy.getsockopt(level, option))
             except OSError:

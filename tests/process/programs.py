@@ -180,11 +180,18 @@ PROGRAMS = (
     ),
     program("unix_scm_epoll", "epoll", source="unix_scm", refused="a descriptor in flight"),
     program(
-        "unix_scm_credentials",
-        "credentials",
+        "unix_scm_senders",
+        "senders",
         source="unix_scm",
-        refused="credentials",
-        criu="refuses them, too",
+        criu_dump="refuses credentials",
+        criu_restore="knows no senders",
+    ),
+    program(
+        "unix_scm_pidfd",
+        "pidfd",
+        source="unix_scm",
+        refused="a pidfd of a sender",
+        criu="refuses it, too",
     ),
     program(
         "unix_backlog", criu="a connection that was not accepted", refused="before it was accepted"

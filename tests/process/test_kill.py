@@ -181,7 +181,7 @@ SOCKETS = (
     Program("tcp_connected", "tcp_connected", options=("--tcp-established",)),
     Program("tcp_half_closed", "tcp_half_closed", options=("--tcp-established",)),
     Program("unix_pairs", "unix_pairs"),
-    Program("unix_scm_stream", "unix_scm", ("stream",)),
+    Program("unix_scm_senders", "unix_scm", ("senders",)),
     Program("unix_scm_nested", "unix_scm", ("nested",)),
 )
 

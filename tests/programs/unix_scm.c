@@ -2,10 +2,12 @@
 /*
  * Descriptors in flight: sent, not received, closed here; a pipe's end and a file. As `stream`: at
  * which byte they come. As `nested`: a socket in flight, with another one in it, and a file that
- * is open here as well. As `epoll`, `credentials`: what is not dumped.
+ * is open here as well. As `senders`: who sent it, told and not told, here and gone. As `epoll`,
+ * `pidfd`: what is not dumped.
  */
 #include "sockets.h"
 #include <sys/epoll.h>
+#include <sys/wait.h>
 
 enum { ONE = CMSG_SPACE(sizeof(int)), TWO = CMSG_SPACE(2 * sizeof(int)) };
 
@@ -94,12 +96,115 @@ static int check_nested(void)
 	return verdict();
 }
 
-static int check_refused(bool credentials)
+enum { FROM = CMSG_SPACE(sizeof(struct ucred)) };
+
+/* Send with a sender named, if there is one, and a descriptor, if that is not -1. */
+static void send_from(int socket, const char *text, const struct ucred *from, int fd)
+{
+	char control[FROM + ONE] = "";
+	struct iovec part = {(void *)text, strlen(text)};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control,
+				 .msg_controllen = FROM * !!from + ONE * (fd >= 0)};
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+	if (from) {
+		*header = (struct cmsghdr){CMSG_LEN(sizeof(*from)), SOL_SOCKET, SCM_CREDENTIALS};
+		memcpy(CMSG_DATA(header), from, sizeof(*from));
+		header = CMSG_NXTHDR(&message, header);
+	}
+	if (fd >= 0) {
+		*header = (struct cmsghdr){CMSG_LEN(sizeof(fd)), SOL_SOCKET, SCM_RIGHTS};
+		memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+	}
+	need(sendmsg(socket, &message, 0) == (ssize_t)strlen(text));
+}
+
+/* Receive: `text from PID UID GID`, and ` +N` for N descriptors, which are closed. Not freed. */
+static char *receive_from(int socket)
+{
+	char text[100] = "", control[FROM + TWO], *told;
+	struct iovec part = {text, sizeof(text) - 1};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control,
+				 .msg_controllen = sizeof(control)};
+	struct ucred from = {-1, -1, -1};
+	int fds[2], count = 0;
+	if (recvmsg(socket, &message, MSG_DONTWAIT) < 0)
+		return (char *)strerrorname_np(errno);
+	for (struct cmsghdr *at = CMSG_FIRSTHDR(&message); at; at = CMSG_NXTHDR(&message, at)) {
+		if (at->cmsg_type == SCM_CREDENTIALS)
+			memcpy(&from, CMSG_DATA(at), sizeof(from));
+		if (at->cmsg_type == SCM_RIGHTS)
+			memcpy(fds, CMSG_DATA(at), at->cmsg_len - CMSG_LEN(0)), count++, close(fds[0]);
+	}
+	need(asprintf(&told, "%s from %d %d %d%s", text, from.pid, from.uid, from.gid,
+		      count ? " +" : "") > 0);
+	return told;
+}
+
+static char *from(const char *text, const struct ucred *who, const char *more)
+{
+	char *told;
+	need(asprintf(&told, "%s from %d %d %d%s", text, who->pid, who->uid, who->gid, more) > 0);
+	return told;
+}
+
+static int check_senders(void)
+{
+	static const int types[] = {SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET};
+	int told[3][2], not_told[3][2], ends[2], child;
+	need(!pipe(ends));
+	struct ucred us = {getpid(), getuid(), getgid()}, odd = {getpid(), 12, 34}, init = {1, 5, 6},
+		     nobody = {0, 65534, 65534}, dead = us;
+	for (int i = 0; i < 3; i++) {
+		need(!socketpair(AF_UNIX, types[i], 0, told[i]));
+		need(!socketpair(AF_UNIX, types[i], 0, not_told[i]));
+		send_text(told[i][0], "from before");
+		set_option(told[i][1], SOL_SOCKET, SO_PASSCRED, 1);
+		send_text(told[i][0], "us");
+		send_from(told[i][0], "odd", &odd, -1);
+		send_from(told[i][0], "odd, too", &odd, ends[0]);
+		send_from(told[i][0], "init", &init, -1);
+		send_text(not_told[i][0], "nobody");
+		send_from(not_told[i][0], "init", &init, ends[1]);
+	}
+	if (!(child = fork())) {
+		for (int i = 0; i < 3; i++) {
+			send_text(told[i][0], "dead");
+			send_from(not_told[i][0], "dead", &(struct ucred){getpid(), 0, 0}, ends[0]);
+		}
+		_exit(0);
+	}
+	need(child > 0 && waitpid(child, NULL, 0) == child);
+	dead.pid = child;
+
+	checkpoint();
+
+	for (int i = 0; i < 3; i++) {
+		check_text(receive_from(told[i][1]), from("from before", &nobody, ""));
+		check_text(receive_from(told[i][1]), from("us", &us, ""));
+		/* Of one sender, a stream joins what it can. */
+		if (i)
+			check_text(receive_from(told[i][1]), from("odd", &odd, ""));
+		check_text(receive_from(told[i][1]), from(i ? "odd, too" : "oddodd, too", &odd, " +"));
+		check_text(receive_from(told[i][1]), from("init", &init, ""));
+		check_text(receive_from(told[i][1]), from("dead", &dead, ""));
+		check_text(receive_from(told[i][1]), "EAGAIN");
+		check_is(option(not_told[i][1], SOL_SOCKET, SO_PASSCRED), 0);
+		set_option(not_told[i][1], SOL_SOCKET, SO_PASSCRED, 1);
+		check_text(receive_from(not_told[i][1]), from("nobody", &nobody, ""));
+		check_text(receive_from(not_told[i][1]), from("init", &init, " +"));
+		check_text(receive_from(not_told[i][1]), from("dead", &dead, " +"));
+	}
+	return verdict();
+}
+
+static int check_refused(bool pidfd)
 {
 	int pair[2], epoll = epoll_create1(0);
 	need(!socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair));
-	if (credentials) {
-		set_option(pair[1], SOL_SOCKET, SO_PASSCRED, 1);
+	if (pidfd) {
+		int on = 1, SO_PASSPIDFD_ = 76;
+		if (setsockopt(pair[1], SOL_SOCKET, SO_PASSPIDFD_, &on, sizeof(on)))
+			skip("no SO_PASSPIDFD");
 		send_text(pair[0], "text");
 	} else {
 		send_fds(pair[0], "text", 1, &epoll);
@@ -120,8 +225,10 @@ int main(int argc, char **argv)
 		return check_stream();
 	if (!strcmp(mode, "nested"))
 		return check_nested();
+	if (!strcmp(mode, "senders"))
+		return check_senders();
 	if (*mode)
-		return check_refused(!strcmp(mode, "credentials"));
+		return check_refused(!strcmp(mode, "pidfd"));
 	int pair[2], ends[2], received[2] = {-1, -1};
 	char text[20] = "";
 	int file = open(path("file"), O_RDWR | O_CREAT | O_TRUNC, 0644);

@@ -2412,12 +2412,27 @@ class sk_packet_entry(Message):
     length: builtins.int
     @builtins.property
     def scm(self) -> RepeatedCompositeFieldContainer[_pb.scm_entry]: ...
+    @builtins.property
+    def sender(self) -> _pb.sk_sender_entry: ...
     def __init__(
         self,
         *,
         id_for: builtins.int | None = ...,
         length: builtins.int | None = ...,
         scm: Iterable[_pb.scm_entry] | None = ...,
+        sender: _pb.sk_sender_entry | None = ...,
+    ) -> None: ...
+
+class sk_sender_entry(Message):
+    pid: builtins.int
+    uid: builtins.int
+    gid: builtins.int
+    def __init__(
+        self,
+        *,
+        pid: builtins.int | None = ...,
+        uid: builtins.int | None = ...,
+        gid: builtins.int | None = ...,
     ) -> None: ...
 
 class stats_entry(Message):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ckpt.errors import ImageError, KernelError, Unsupported
+from ckpt.files import senders
 from ckpt.files.skqueue import packets
 from ckpt.files.unixsk import UnixSk
 from ckpt.image import pb
@@ -314,13 +315,77 @@ def test_datagram_peer_outside(sockets: Sockets, tmp_path: Path) -> None:
     assert (record.uflags, record.state, record.type) == (1, 10, DGRAM)
 
 
-def test_credentials_in_flight(sockets: Sockets) -> None:
+def told(sock: socket.socket) -> list[tuple[bytes, tuple[int, ...]]]:
+    """Read all, and who it is from."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            data, control, *_ = sock.recvmsg(100, 100, socket.MSG_DONTWAIT)
+            [from_ids] = [value for _, kind, value in control if kind == socket.SCM_CREDENTIALS]
+            found.append((data, struct.unpack("iII", from_ids)))
+    return found
+
+
+def send_as(sock: socket.socket, data: bytes, *ids: int) -> None:
+    control = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("iII", *ids))]
+    sock.sendmsg([data], control)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_senders(sockets: Sockets, kind: int) -> None:
+    """Told or not, here or gone; and nothing is left of who stood in for them."""
+    a, b = sockets.pair(kind)
+    us, odd = (os.getpid(), os.getuid(), os.getgid()), (os.getppid(), 7, 8)
+    a.send(b"nobody")
+    a.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    a.send(b"us")
+    send_as(a, b"odd", *odd)
+    if not (gone := os.fork()):
+        send_as(a, b"gone", os.getpid(), 0, 0)
+        os._exit(0)
+    os.waitpid(gone, 0)
+    sockets.trip = Trip(sockets.place)
+    ids = sockets.trip.dump(UnixSk, a.fileno(), b.fileno())
+    expected = [(b"nobody", (0, 65534, 65534)), (b"us", us), (b"odd", odd), (b"gone", (gone, 0, 0))]
+    assert b.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED) == 0
+    assert told(b) == expected
+    a.close()
+    b.close()
+    _, d = sockets.keep(*(socket.socket(fileno=fd) for fd in sockets.trip.restore(UnixSk, *ids)))
+    assert told(d) == expected
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, 0)
+
+
+def test_what_tells_of_a_sender_and_cannot_be_sent() -> None:
+    credentials = (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("iII", 0, 1000, 1000))
+    assert "another pid namespace" in senders.hindrance([credentials])
+    assert "security label" in senders.hindrance([(socket.SOL_SOCKET, 3, b"label")])
+
+
+def test_a_pidfd_of_a_sender(sockets: Sockets) -> None:
     a, b = sockets.pair(DGRAM)
-    b.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    try:
+        b.setsockopt(socket.SOL_SOCKET, 76, 1)  # SO_PASSPIDFD
+    except OSError:
+        pytest.skip("no SO_PASSPIDFD")
     a.send(b"x")
-    with pytest.raises(Unsupported, match="credentials in flight"):
-        sockets.through(a, b)
-    assert b.getsockopt(socket.SOL_SOCKET, PEEK_OFF) == -1
+    before = open_count()
+    with pytest.raises(Unsupported, match="a pidfd of a sender"):
+        packets(b, "it")
+    assert open_count() == before
+
+
+def test_a_damaged_sender(sockets: Sockets) -> None:
+    a, b = sockets.pair()
+    sockets.trip = Trip(sockets.place)
+    ids = sockets.trip.dump(UnixSk, a.fileno(), b.fileno())
+    with sockets.trip.image.writer("sk-queues") as writer:
+        nobody = pb.sk_sender_entry(pid=-1, uid=0, gid=0)
+        writer.append(pb.sk_packet_entry(id_for=ids[0], length=1, sender=nobody), b"x")
+    with pytest.raises(ImageError, match="a sender of pid -1"):
+        sockets.trip.restore(UnixSk, *ids)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -346,13 +411,16 @@ def test_in_flight(sockets: Sockets, kind: int) -> None:
     assert len(socket.recv_fds(b, 1 << 20, 10)[1]) == 2
 
 
-def test_descriptors_that_are_refused_are_closed(sockets: Sockets) -> None:
+def test_descriptors_that_are_refused_are_closed(
+    sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b = sockets.pair(DGRAM)
     socket.send_fds(a, [b"x"], [0, 1])
     b.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     socket.send_fds(a, [b"x"], [0, 1])
     before = open_count()
-    with pytest.raises(Unsupported, match="credentials in flight"):
+    monkeypatch.setattr(senders, "hindrance", lambda it: "something" * bool(senders.sender(it)))
+    with pytest.raises(Unsupported, match="something in flight"):
         packets(b, "it")
     assert open_count() == before
 
