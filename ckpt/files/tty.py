@@ -8,9 +8,7 @@ bite (ioctl_tty(2), drivers/tty/pty.c, tty_jobctrl.c):
   terminal, so they come from /proc/PID/stat.
 - Modes and size belong to the pair: what is set at the master is the slave's too.
 - /dev/ptmx gives the lowest free number; the path /dev/pts/N is fixed by it.
-- What lies unread in a terminal cannot be peeked at, so it is refused, except of a terminal that
-  stays outside, and half a line (`ttydata`). Images of CRIU's, which reads it away, may have more
-  in tty-data.img.
+- What lies unread in a terminal that stays outside stays there; for the others see `ttydata`.
 """
 
 import errno
@@ -20,7 +18,8 @@ import select
 import stat
 import struct
 import termios
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,8 +34,28 @@ from ckpt.errors import (
 from ckpt.files.external import inherited, tty_key
 from ckpt.files.kind import INSIDE, Dump, FileKind, NotNow, OpenFile, Restore
 from ckpt.files.sockopts import doing
-from ckpt.files.ttydata import PEER_FLAGS, TIOCGPTPEER, put_back, settle, take_half_line
-from ckpt.files.ttyinfo import PTY_SLAVES, Kind, controlling_pty, identify, read_info, set_mode
+from ckpt.files.ttydata import (
+    PEER_FLAGS,
+    TIOCGPTPEER,
+    TOO_MUCH,
+    Unread,
+    hindrance,
+    in_packet_mode,
+    most,
+    natural_ends,
+    put,
+    take,
+    unread,
+)
+from ckpt.files.ttyinfo import (
+    PTY_SLAVES,
+    Kind,
+    controlling_pty,
+    identify,
+    lock_mode,
+    read_info,
+    set_mode,
+)
 from ckpt.image import pb
 from ckpt.image.text import get_path, set_text
 from ckpt.kernel import procfs
@@ -48,6 +67,7 @@ from ckpt.options import DumpOptions
 _TIOCSPTLCK, _TIOCGPTN = 0x40045431, 0x80045430
 _MOST_PTYS = 4096
 _AT_FDCWD = -100
+_SIGNALS = "unread data in a pseudo terminal that signals when there is some (O_ASYNC)"
 
 
 class Tty(FileKind):
@@ -65,7 +85,7 @@ class Tty(FileKind):
 
     @classmethod
     def check(cls, file: OpenFile, options: DumpOptions) -> None:
-        """Refuse the shell's terminal without leave, hung-up ones, unread data."""
+        """Refuse the shell's terminal without leave, hung-up ones, too much unread data."""
         kind, _ = identify(file)
         if kind in (Kind.VT, Kind.SERIAL):
             raise Unsupported(f"{file.name}: a terminal line of the machine", hint="close it first")
@@ -77,15 +97,13 @@ class Tty(FileKind):
                     hint="use --shell-job to restore it onto the terminal of the restore",
                 )
         elif kind is Kind.PTY:
-            _check_unread(file)
+            _check_end(file)
 
     @classmethod
     def dump(cls, file: OpenFile, out: Dump) -> Any:
         """Write the terminal once, the path, and the file."""
         kind, info_id = identify(file)
         outside = _is_outside(file, kind)
-        if kind is Kind.PTY and not outside:
-            _check_unread(file)
         if out.first("tty", info_id):
             info = read_info(file, kind, info_id)
             if info_id & 1 and kind is Kind.PTY and _has_hung_up(file.fd):
@@ -93,8 +111,8 @@ class Tty(FileKind):
             if outside and tty_key(file) in out.options.external:
                 info.type = Kind.EXT_TTY
             out.writer("tty-info").append(info)
-            if info_id & 1 and kind is Kind.PTY and not info.hung_up:
-                _save_typed(file, info.pty.index, out)
+            if info_id & 1 and kind is Kind.PTY:
+                _save_unread(file, info.pty.index, out)
         return pb.tty_file_entry(
             **file.common(), tty_info_id=info_id, regf_id=_save_path(file, out)
         )
@@ -117,7 +135,7 @@ class Tty(FileKind):
                 make.at_end(lambda ok: _make_exclusive(own))
             return fd
         outside = _open_outside(info, entry, flags, make)
-        make.once(("tty mode", entry.tty_info_id), lambda: set_mode(outside, info, size=False))
+        make.once(("tty mode", entry.tty_info_id), lambda: _set_outside(outside, info))
         return outside
 
     @classmethod
@@ -173,29 +191,73 @@ def _has_hung_up(master: int) -> bool:
     return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
-def _save_typed(master: OpenFile, index: int, out: Dump) -> None:
-    """Save half a line that was typed; there is none if nobody has the slave open."""
-    if not {f"/dev/pts/{index}", "/dev/tty"} & master.links:
+def _check_end(file: OpenFile) -> None:
+    """Raise NotNow if there is unread data at this end that could not be written anew."""
+    waiting, info_id = unread(file.fd), identify(file)[1]
+    if not waiting:
         return
+    if info_id & 1 and not _has_slave(file, info_id >> 1):
+        raise _not_now(file, "unread data in a pseudo terminal whose other end is closed")
+    if file.flags & os.O_ASYNC:
+        raise _not_now(file, _SIGNALS)
+    if waiting > most(file.fd, master=bool(info_id & 1)):
+        raise _not_now(file, TOO_MUCH)
+
+
+def _not_now(file: OpenFile, what: str) -> NotNow:
+    return NotNow(f"{file.name}: {what}", hint="try again when it has been read")
+
+
+def _has_slave(master: OpenFile, index: int) -> bool:
+    """Say whether the tree has the other end open."""
+    return bool({f"/dev/pts/{index}", "/dev/tty"} & master.links) and not _has_hung_up(master.fd)
+
+
+@contextmanager
+def _slave(master: OpenFile) -> Iterator[int]:
+    """Open the other end for a while."""
     with doing(f"open the slave of {master.name}"):
         slave = fcntl.ioctl(master.fd, TIOCGPTPEER, PEER_FLAGS)
     try:
-        _check_unread(master._replace(fd=slave))
-        if data := take_half_line(master.fd, slave):
-            out.writer("tty-data").append(pb.tty_data_entry(tty_id=index << 1, data=data))
+        yield slave
     finally:
         os.close(slave)
 
 
-def _check_unread(file: OpenFile) -> None:
-    """Raise NotNow if there is something to read at this end."""
-    settle(file.fd)
-    unread = fcntl.ioctl(file.fd, termios.FIONREAD, bytes(4))
-    if any(unread):
-        raise NotNow(
-            f"{file.name}: unread data in a pseudo terminal",
-            hint="try again when it has been read",
-        )
+def _signals(master: OpenFile, index: int) -> bool:
+    """Say whether anybody in the tree is sent SIGIO when there is something to read."""
+    ends = f"/dev/pts/{index}", "/dev/tty"
+    for pid in master.tree:
+        for number in procfs.fds(pid):
+            with suppress(KernelError):
+                link = procfs.fd_link(pid, number)
+                if link in ends or link.endswith("ptmx"):
+                    info = fdinfo(pid, number)
+                    mine = link in ends or info.tty_index == index
+                    if mine and info.flags & os.O_ASYNC:
+                        return True
+    return False
+
+
+def _save_unread(master: OpenFile, index: int, out: Dump) -> None:
+    """Save what was written and not read, at either end."""
+    _check_end(master)
+    if not _has_slave(master, index):
+        return
+    with _slave(master) as slave:
+        what = hindrance(master.fd, slave)
+        if not what and (unread(master.fd) or unread(slave)) and _signals(master, index):
+            what = _SIGNALS
+        if what:
+            raise _not_now(master, what)
+        found = take(master.fd, slave)
+    if found.typed or found.ends:
+        entry = pb.tty_data_entry(tty_id=index << 1, data=found.typed, ends=found.ends)
+        out.writer("tty-data").append(entry)
+    if found.shown:
+        # CRIU keeps the control byte that a master in packet mode reads first.
+        data = bytes(in_packet_mode(master.fd)) + found.shown
+        out.writer("tty-data").append(pb.tty_data_entry(tty_id=index << 1 | 1, data=data))
 
 
 def _save_path(file: OpenFile, out: Dump) -> int:
@@ -280,13 +342,15 @@ def _make_pty(info: Any, make: Restore) -> int:
     with doing(f"set up pseudo terminal {index}"):
         fcntl.ioctl(fd, _TIOCSPTLCK, struct.pack("i", 0))
         make.at_end(lambda ok: _lock(fd, master))
-        unread = _unread(index, make)
-        if unread or master.hung_up or index << 1 in _infos(make):
+        set_mode(fd, master, size=True)
+        waiting = _saved_unread(index, master, make)
+        if waiting or master.hung_up or index << 1 in _infos(make):
             peer = fcntl.ioctl(fd, TIOCGPTPEER, PEER_FLAGS)
             # Held to the end: a terminal whose last slave was closed is one that hung up.
             make.at_end(lambda ok: os.close(peer))
-            _put_back(fd, peer, unread, lines=bool(master.termios.c_lflag & termios.ICANON))
-        set_mode(fd, master, size=True)
+            if waiting:
+                put(fd, peer, waiting)
+        lock_mode(fd, master)
         if master.packet_mode:
             fcntl.ioctl(fd, termios.TIOCPKT, struct.pack("i", 1))
     return fd
@@ -320,29 +384,22 @@ def _open_ptmx(index: int) -> int:
             os.close(fd)
 
 
-def _unread(index: int, make: Restore) -> list[tuple[bool, bytes]]:
-    """Return what was unread when CRIU dumped: is it the master's, and the bytes."""
-    if not make.image.exists("tty-data"):
-        return []
-    found = []
-    for entry, _ in make.image.records("tty-data"):
-        if entry.tty_id >> 1 == index:
-            # A packet-mode master read a control byte first.
-            packet = _info(entry.tty_id, make).packet_mode
-            found.append((bool(entry.tty_id & 1), entry.data[1:] if packet else entry.data))
-    return found
-
-
-def _put_back(master: int, slave: int, unread: list[tuple[bool, bytes]], *, lines: bool) -> None:
-    """Write it from the other end, as it is; its mode comes later."""
-    raw = termios.tcgetattr(slave)
-    raw[1] = 0
-    termios.tcsetattr(slave, termios.TCSANOW, raw)
-    for masters, data in unread:
-        if masters:
-            os.write(slave, data)
+def _saved_unread(index: int, master: Any, make: Restore) -> Unread | None:
+    """Return what was unread at either end, if the image has some. Raises ImageError."""
+    found = None
+    for entry, _ in make.image.records("tty-data") if make.image.exists("tty-data") else ():
+        if entry.tty_id >> 1 != index:
+            continue
+        found = found or Unread()
+        if entry.tty_id & 1:
+            found = found._replace(shown=entry.data[1:] if master.packet_mode else entry.data)
         else:
-            put_back(master, slave, data, lines=lines)
+            lines = master.termios.c_lflag & termios.ICANON
+            ends = tuple(entry.ends) or (natural_ends(entry.data) if lines else ())
+            found = found._replace(typed=entry.data, ends=ends)
+    if found and not found.is_sound():
+        raise ImageError(f"tty-data.img: what was unread of terminal {index} cannot have been")
+    return found
 
 
 def _open_outside(info: Any, entry: Any, flags: int, make: Restore) -> int:
@@ -364,6 +421,11 @@ def _open_outside(info: Any, entry: Any, flags: int, make: Restore) -> int:
                 hint="use --shell-job to restore it onto the terminal of the restore",
             )
         return os.open("/dev/tty" if info.type == Kind.CTTY else _own_terminal(), flags)
+
+
+def _set_outside(fd: int, info: Any) -> None:
+    set_mode(fd, info, size=False)
+    lock_mode(fd, info)
 
 
 def _own_terminal() -> str:

@@ -151,14 +151,19 @@ def _raw(entry: Any) -> bytes:
 def set_mode(fd: int, info: Any, *, size: bool) -> None:
     """Put a terminal in its mode again; size says whether it gets its old window size too.
 
-    Raises KernelError. Locked bits need CAP_SYS_ADMIN, and are set only if there are any.
+    Raises KernelError.
     """
     with doing(f"set the mode of terminal {info.id}"):
         if info.HasField("termios"):
             fcntl.ioctl(fd, termios.TCSETS, _raw(info.termios))
-        if info.HasField("termios_locked") and any(locked := _raw(info.termios_locked)):
-            fcntl.ioctl(fd, _TIOCSLCKTRMIOS, locked)
         if size and info.HasField("winsize"):
             old = info.winsize
             window = _WINSIZE.pack(old.ws_row, old.ws_col, old.ws_xpixel, old.ws_ypixel)
             fcntl.ioctl(fd, termios.TIOCSWINSZ, window)
+
+
+def lock_mode(fd: int, info: Any) -> None:
+    """Lock the bits of its mode that were. Needs CAP_SYS_ADMIN, if there are any."""
+    with doing(f"lock the mode of terminal {info.id}"):
+        if info.HasField("termios_locked") and any(locked := _raw(info.termios_locked)):
+            fcntl.ioctl(fd, _TIOCSLCKTRMIOS, locked)

@@ -212,6 +212,32 @@ def test_a_dump_killed_while_a_socket_is_not_itself(program, engine, place):
     tried(chosen(setting), place, attempt)
 
 
+CLONE, WAIT4 = 56, 61
+
+
+@as_long_as_it_takes
+def test_a_dump_killed_while_a_terminal_is_read(place):
+    """What its child has read away by then it types again, and ends."""
+    program, options = Program("pty_unread", "pty", ("unread",)), ENGINES["stop"]
+    with Target(program, place / "target") as target:
+        survey = Command(place, "dump", "-t", target.pid, "-D", place / "images", *options)
+        calls, tracing = boundaries(survey)
+        assert survey.code == 0, survey.said
+    shutil.rmtree(place / "images")
+    begun = calls.index(CLONE, tracing.start)
+    ended = calls.index(WAIT4, begun)
+
+    def attempt(place: Path, number: int) -> Counter[str]:
+        with Target(program, place / "target") as target:
+            before, seen = look(target.pid), Counter()
+            command = Command(place, "dump", "-t", target.pid, "-D", place / "images", *options)
+            command.step(killing(number)[0])
+            aftermath(target, before, place / "images", seen, twice=False)
+        return seen
+
+    tried(chosen(range(begun, ended + 1)), place, attempt)
+
+
 _RECEIVING = """
 import mmap, threading
 memory = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -2,7 +2,8 @@
 /*
  * Pseudo terminals with both ends here: modes, size, packet mode, locked, several files of one end.
  * As `session`: one that controls our session. As `odd`: masters without a slave, and exclusive
- * ones. As `unread`: bytes in both directions.
+ * ones. As `unread`: lines, and half of one, in a terminal that keeps them together; a packet. As
+ * `raw`: bytes in both directions.
  */
 #include "program.h"
 #include <pty.h>
@@ -97,29 +98,70 @@ static int check_odd(void)
 	return verdict();
 }
 
-static int check_unread(void)
+/* Type a key at a time: what comes at once is echoed at once. */
+static void type(int master, int slave, const char *keys)
 {
-	int raw[2], lines[2];
-	need(!openpty(&raw[0], &raw[1], NULL, NULL, NULL));
-	need(!openpty(&lines[0], &lines[1], NULL, NULL, NULL));
-	set_raw(raw[1], 0);
-	put(raw[0], "to the slave");
-	put(raw[1], "to the master");
-	put(lines[0], "one\ntwo\npart");
-	for (int i = 0; i < 2; i++) {
-		settle(raw[i]);
-		settle(lines[i]);
+	for (; *keys; keys++) {
+		need(write(master, keys, 1) == 1);
+		usleep(1000);
 	}
+	settle(slave);
+}
+
+static int check_raw(void)
+{
+	int master, slave;
+	need(!openpty(&master, &slave, NULL, NULL, NULL));
+	set_raw(slave, 0);
+	put(slave, "to the master\n");
+	put(master, "to the\nslave");
+	settle(master);
+	settle(slave);
 
 	checkpoint();
 
-	check_text(take(raw[1]), "to the slave");
-	check_text(take(raw[0]), "to the master");
-	check_text(take(lines[1]), "one\n");
-	check_text(take(lines[1]), "two\n");
-	check_text(take(lines[0]), "one\r\ntwo\r\npart");
-	put(lines[0], "ial\n");
-	check_text(take(lines[1]), "partial\n");
+	check_text(take(slave), "to the\nslave");
+	check_text(take(master), "to the master\n");
+	return verdict();
+}
+
+static int check_unread(void)
+{
+	int master, slave;
+	struct termios mode, now;
+	need(!openpty(&master, &slave, NULL, NULL, NULL) && !tcgetattr(slave, &mode));
+	mode.c_cc[VEOL] = ';';
+	need(!tcsetattr(slave, TCSANOW, &mode) && !fcntl(master, F_SETFL, O_NONBLOCK));
+	need(!fcntl(slave, F_SETFL, O_NONBLOCK));
+	/* A line, one that a part is read of, ended by EOF, by VEOL, nothing but EOF, with a newline
+	   in it that is none and what would stop the terminal; and half of one. */
+	type(master, slave, "one\nsecond\nthree\4four;\4fi\26\nve\26\23\n");
+	check_text(take(slave), "one\n");
+	char part[4] = "";
+	need(read(slave, part, 3) == 3 && !strcmp(part, "sec"));
+	type(master, slave, "sux");
+	int packets[2], packet = 1;
+	need(!openpty(&packets[0], &packets[1], NULL, NULL, NULL));
+	need(!ioctl(packets[0], TIOCPKT, &packet));
+	put(packets[1], "packet");
+	settle(packets[0]);
+
+	checkpoint();
+
+	check_is(tcgetattr(slave, &now), 0);
+	check(!memcmp(&mode, &now, sizeof(mode)));
+	check_text(take(slave), "ond\n");
+	check_text(take(slave), "three");
+	check_text(take(slave), "four;");
+	check_text(take(slave), "");
+	check_text(take(slave), "fi\nve\23\n");
+	check_text(take(slave), "<EAGAIN>");
+	check_text(take(master), "one\r\nsecond\r\nthreefour;fi^\b^Jve^\b^S\r\nsux");
+	type(master, slave, "\177\177ix\n");
+	check_text(take(slave), "six\n");
+	char *got = take(packets[0]);
+	check_is(got[0], TIOCPKT_DATA);
+	check_text(got + 1, "packet");
 	return verdict();
 }
 
@@ -129,8 +171,10 @@ int main(int argc, char **argv)
 	const char *kind = argc > 2 ? argv[2] : "";
 	if (!strcmp(kind, "odd"))
 		return check_odd();
+	if (!strcmp(kind, "unread"))
+		return check_unread();
 	if (*kind)
-		return strcmp(kind, "session") ? check_unread() : check_session();
+		return strcmp(kind, "session") ? check_raw() : check_session();
 	int master, slave, other, other_slave, locked, packet = 1;
 	struct winsize size = {31, 77, 5, 6}, now = {};
 	struct termios mode, mode_now;

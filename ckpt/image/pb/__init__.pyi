@@ -2919,11 +2919,14 @@ class timeval(Message):
 class tty_data_entry(Message):
     tty_id: builtins.int
     data: builtins.bytes
+    @builtins.property
+    def ends(self) -> RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
         self,
         *,
         tty_id: builtins.int | None = ...,
         data: builtins.bytes | None = ...,
+        ends: Iterable[builtins.int] | None = ...,
     ) -> None: ...
 
 class tty_file_entry(Message):

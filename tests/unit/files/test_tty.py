@@ -2,6 +2,8 @@
 import fcntl
 import os
 import pty
+import random
+import select
 import struct
 import termios
 import traceback
@@ -10,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from ckpt.errors import CkptError, KernelError, Unsupported
+from ckpt.errors import CkptError, ImageError, KernelError, Unsupported
+from ckpt.files import ttydata
+from ckpt.files.kind import NotNow
 from ckpt.files.tty import Tty
 from ckpt.image import pb
+from ckpt.options import DumpOptions
 from tests.unit.files.roundtrip import Trip
 
 
@@ -115,11 +120,134 @@ def test_records_are_as_criu_writes_them(terminals: Terminals) -> None:
     assert path == os.ttyname(slave)
 
 
-def test_unread_data(terminals: Terminals) -> None:
+def test_output_whose_terminal_is_closed(terminals: Terminals) -> None:
     master, slave = terminals.pair()
     os.write(slave, b"output")
-    with pytest.raises(Unsupported, match="unread data"):
+    terminals.close(slave)
+    with pytest.raises(Unsupported, match="whose other end is closed"):
+        terminals.through(master)
+    assert os.read(master, 99) == b"output"
+
+
+def test_output_of_one_that_is_stopped(terminals: Terminals) -> None:
+    """It takes nothing back: so nothing is read."""
+    master, slave = terminals.pair()
+    os.write(slave, b"output")
+    select.select([master], [], [])
+    os.write(master, b"\x13")
+    poll = select.poll()
+    poll.register(slave, select.POLLOUT)
+    while poll.poll(1):
+        pass
+    with pytest.raises(Unsupported, match="stopped"):
         terminals.through(master, slave)
+    assert os.read(master, 99) == b"output"
+
+
+def test_more_than_fits_in_again(terminals: Terminals) -> None:
+    master, slave = terminals.pair()
+    quiet(slave)
+    os.write(slave, b"x" * 5000)
+    select.select([master], [], [])
+    terminals.trip = Trip(terminals.place)
+    with pytest.raises(NotNow, match="more unread data"):
+        terminals.trip.dump(Tty, master, slave)
+    got = b""
+    while len(got) < 5000:
+        got += os.read(master, 5000)
+
+
+def test_one_that_signals(terminals: Terminals) -> None:
+    master, slave = terminals.pair()
+    quiet(slave)
+    os.write(master, b"x")
+    select.select([slave], [], [])
+    fcntl.fcntl(slave, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)
+    terminals.trip = Trip(terminals.place)
+    terminals.trip.dump(Tty)
+    of_master, of_slave = terminals.trip.files(master, slave)
+    Tty.check(of_master, DumpOptions(pid=os.getpid()))
+    with pytest.raises(NotNow, match="O_ASYNC"):
+        Tty.check(of_slave, DumpOptions(pid=os.getpid()))
+    with pytest.raises(NotNow, match="O_ASYNC"):
+        Tty.dump(of_master, terminals.trip.out)
+
+
+def test_a_master_that_has_not_read_a_change(terminals: Terminals) -> None:
+    master, slave = terminals.pair()
+    fcntl.ioctl(master, termios.TIOCPKT, struct.pack("i", 1))
+    termios.tcflush(slave, termios.TCIFLUSH)
+    with pytest.raises(NotNow, match="TIOCPKT"):
+        terminals.through(master, slave)
+    assert os.read(master, 9) == b"\x01"  # TIOCPKT_FLUSHREAD
+
+
+def test_one_whose_mode_is_locked(terminals: Terminals) -> None:
+    """What cannot be made quiet is not read; as long as nothing is unread that is no hindrance."""
+    master, slave = terminals.pair()
+    os.write(master, b"line\n")
+    select.select([slave], [], [])
+    locked = bytearray(36)
+    locked[12:16] = termios.ECHO.to_bytes(4, "little")
+    fcntl.ioctl(slave, 0x5457, bytes(locked))  # TIOCSLCKTRMIOS
+    mode = termios.tcgetattr(slave)
+    with pytest.raises(NotNow, match="locked"):
+        terminals.through(master, slave)
+    assert termios.tcgetattr(slave) == mode
+    assert (os.read(slave, 99), os.read(master, 99)) == (b"line\n", b"line\r\n")
+    terminals.place /= "again"
+    terminals.place.mkdir()
+    terminals.through(master, slave)
+
+
+KEYS = [
+    *(b"\n", b"\x04", b"\r", b"a", b";", b"\x00", b"\xff", b"\x7f", b"\x15", b"\x17", b"x" * 63),
+    *(b"\x16" + key for key in (b"\n", b"\x04", b"\x16", b";", b"\x13", b"\x11")),
+]
+"""Keys that end a line, edit it, or would, but for the ^V before them."""
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_typed_is_read_as_it_would_have_been(terminals: Terminals, seed: int) -> None:
+    """By reads of all sizes, whatever was typed."""
+    chance = random.Random(seed)
+    keys = [chance.choice(KEYS) for _ in range(20)]
+    sizes = [chance.choice((1, 3, 62, 63, 64, 65, 4096)) for _ in range(60)]
+    read, pairs = [], [terminals.pair(), terminals.pair()]
+    for master, slave in pairs:
+        mode = termios.tcgetattr(slave)
+        mode[3] &= ~termios.ECHO
+        mode[6][termios.VEOL] = b";"
+        termios.tcsetattr(slave, termios.TCSANOW, mode)
+        os.set_blocking(slave, False)
+        ttydata.type_keys(master, slave, b"".join(keys))
+    assert ttydata.hindrance(*pairs[0]) == ""
+    found = ttydata.take(*pairs[0])
+    for master, slave in pairs:
+        ttydata.type_keys(master, slave, b"!\n")
+        read.append(list(reads(slave, sizes)))
+    assert read[0] == read[1], found
+    assert ttydata.Unread.unpack(found.pack()) == found
+
+
+def reads(fd: int, sizes: list[int]) -> Iterator[bytes | None]:
+    for size in sizes:
+        try:
+            yield os.read(fd, size)
+        except BlockingIOError:
+            yield None
+
+
+def test_damaged_ends(terminals: Terminals) -> None:
+    master, slave = terminals.pair()
+    terminals.trip = Trip(terminals.place)
+    ids = terminals.trip.dump(Tty, master, slave)
+    number = os.minor(os.fstat(slave).st_rdev) * 2
+    entry = pb.tty_data_entry(tty_id=number, data=b"typed\n", ends=[3, 1, 99])
+    terminals.trip.image.write("tty-data", entry)
+    terminals.close(master, slave)
+    with pytest.raises(ImageError, match="cannot have been"):
+        terminals.restore(*ids)
 
 
 def test_half_a_line_is_typed_still(terminals: Terminals) -> None:
