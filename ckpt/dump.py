@@ -200,15 +200,17 @@ def take_tasks(snapshot: Snapshot, targets: Targets, frozen: Frozen, seen: Seen)
     with Round([target.questions.asked(process, seen) for target, process in everybody]) as asked:
         snapshot.opened.take(snapshot.files, seen)
         asked.poke()
+        asked.ask()
         for target, process in everybody:
             target.snapshot.links.take(snapshot.files, seen, snapshot.opened.ahead)
             # Before its memory: there is where a time is put.
             registers = {one.tid: one.resumption.image for one in process.threads}
             target.snapshot.registers = registers
-        asked.ask()
-        for target, process in everybody:
-            target.memory.beside(process, seen)
+            target.memory.see(seen)
         asked.part()
+        for target, _ in everybody:
+            target.memory.beside(seen)
+            asked.poke()
         seen.whole()
 
 

@@ -41,8 +41,11 @@ class Engine(Protocol):
     def approach(self) -> None:
         """Do what is to be done at last: the freeze comes right after it."""
 
-    def beside(self, frozen: FrozenProcess, seen: Seen) -> None:
-        """Take what can be taken while its threads make calls for us, in memory that is not its."""
+    def see(self, seen: Seen) -> None:
+        """See what is to be taken: its threads make calls for us, in memory that is not its."""
+
+    def beside(self, seen: Seen) -> None:
+        """Take what can be taken meanwhile."""
 
     def freeze(self, frozen: FrozenProcess, seen: Seen) -> None:
         """Take the rest; the process is stopped, and this is the instant of the image."""
@@ -74,7 +77,10 @@ class Stop:
     def approach(self) -> None:
         """Nothing either."""
 
-    def beside(self, frozen: FrozenProcess, seen: Seen) -> None:
+    def see(self, seen: Seen) -> None:
+        """Nothing either."""
+
+    def beside(self, seen: Seen) -> None:
         """Nothing either."""
 
     def freeze(self, frozen: FrozenProcess, seen: Seen) -> None:

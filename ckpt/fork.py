@@ -109,8 +109,11 @@ class Fork:
         """See which of their files have changed meanwhile."""
         self._mappings.look_at_files()
 
-    def beside(self, frozen: FrozenProcess, seen: Seen) -> None:
+    def see(self, seen: Seen) -> None:
         """Nothing: the child is made by the thread that answers."""
+
+    def beside(self, seen: Seen) -> None:
+        """Nothing either."""
 
     def freeze(self, frozen: FrozenProcess, seen: Seen) -> None:
         """Make the child, and copy what it does not get. The process is stopped."""

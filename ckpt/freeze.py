@@ -111,12 +111,9 @@ class FrozenProcess:
         return self.threads[0]
 
 
-def _has_more(process: FrozenProcess) -> bool:
-    """Say whether a process may have threads that we have not stopped."""
-    try:
-        return procfs.thread_count(process.pid) != len(process.threads)
-    except NoSuchTask:
-        return False
+def _has_more(process: FrozenProcess, seen: Seen) -> bool:
+    """Say whether a process has made threads after we looked for them."""
+    return procfs.thread_count(seen.read(process.pid, "status")) != len(process.threads)
 
 
 class Frozen:
@@ -159,7 +156,7 @@ class Frozen:
             self._since = time.monotonic_ns()
             with uninterrupted():
                 for generation, roll in zip(self._generations, rolls, strict=True):
-                    self._stop(roll, generation, last=roll is rolls[-1])
+                    self._stop(roll, generation, last=roll is rolls[-1], told=bool(self._glance))
                 if not self._glance:
                     self._see_to(self._sleeps.glance.look())
             self.freezing_ns = time.monotonic_ns() - self._since
@@ -187,6 +184,9 @@ class Frozen:
         """Return what the glance has told since all have stopped."""
         assert self._glance
         seen = self._glance.seen()
+        while more := self._seize(one for one in self.processes.values() if _has_more(one, seen)):
+            self._stop(Roll(more), [*self.processes.values()], last=True, told=True)
+            seen = self._glance.seen()
         self._see_to(seen)
         return seen
 
@@ -234,15 +234,22 @@ class Frozen:
             raise
         return self._seized[tid]
 
-    def _stop(self, roll: Roll, processes: list[FrozenProcess], *, last: bool = False) -> None:
-        """Stop every thread of processes, and those that they still made meanwhile.
+    def _stop(
+        self,
+        roll: Roll,
+        processes: list[FrozenProcess],
+        *,
+        last: bool = False,
+        told: bool = False,
+    ) -> None:
+        """Stop every thread of processes, and those that they have made meanwhile.
 
-        With last the glance begins when they have stopped.
+        With last the glance begins when they have stopped; with told it tells who has made more.
         """
         self.processes.update((process.pid, process) for process in processes)
         while roll.tracees:
             self._await_all(roll, last=last)
-            roll = Roll(self._seize(one for one in processes if _has_more(one)))
+            roll = Roll([] if told else self._seize(processes))
         for process in processes:
             self._check(process)
 

@@ -67,7 +67,7 @@ class Live:
         self._logs: list[Pages] = []
         self._frozen_copy: list[tuple[list[tuple[int, int]], bytearray]] = []
         self._plan, self._logged = _Blind([], []), list[Range]()
-        self._taken = False
+        self._looked = False
         self._found: list[Region] = []
         self._held = ExitStack()
         self._tracker: Tracker
@@ -202,32 +202,42 @@ class Live:
 
     # --- in the freeze
 
-    def beside(self, frozen: FrozenProcess, seen: Seen) -> None:
-        """Take all of it, unless its mappings have to be looked at again."""
+    def see(self, seen: Seen) -> None:
+        """Look at all of it, unless its mappings have to be looked at again."""
         if self._mappings.are(seen):
-            self._take(seen)
+            self._look(seen)
+
+    def beside(self, seen: Seen) -> None:
+        """Take it, if it was looked at."""
+        if self._looked:
+            self._take()
 
     def freeze(self, frozen: FrozenProcess, seen: Seen) -> None:
-        """Take it, if that is not done yet."""
-        if not self._taken:
-            self._take(seen)
+        """Do what is not done yet."""
+        if not self._looked:
+            self._look(seen)
+            self._take()
 
-    def _take(self, seen: Seen) -> None:
-        """Take the log's last pages, and all that it could not see. The process is stopped."""
-        self._taken = True
+    def _look(self, seen: Seen) -> None:
+        """Read the log to its end, and see what there is where it is blind."""
+        self._looked = True
         with _alive(self.pid):
             self._tracker.drain()
             log, lost = self._tracker.take()
         self._unprotected += self._pending + log
+        self._pending += log
         same = self._mappings.take(seen)
         self.snapshot.vmas = self._mappings.vmas
         if lost or not same:
             self._coverage.lose(lost)
             self._plan_for(self.snapshot.vmas)
         self._found = self._plan.look(self._pagemap)
+
+    def _take(self) -> None:
+        """Take the log's last pages, and all that it could not see. The process is stopped."""
         held = 0
         here = [(run.start, run.end) for run in self._found if not _guards(run)]
-        for pieces, _, size in pages.filled(union([*self._last(log), *here])):
+        for pieces, _, size in pages.filled(union([*self._last(), *here])):
             room = bytearray(size)
             self._read(pieces, room)
             self._frozen_copy.append((pieces, room))
@@ -245,9 +255,9 @@ class Live:
             ranges = [(start, start + length) for start, length in pieces]
             raise Unseen(self.pid, ranges) from error
 
-    def _last(self, log: Pages) -> list[Range]:
+    def _last(self) -> list[Range]:
         """Return the pages of the log that are to be copied in the freeze."""
-        written = self._pending + log
+        written = self._pending
         if self.snapshot.opened.any_direct():
             # Direct I/O writes to a page long after the fault that told of it.
             written = sum(self._logs, written)

@@ -114,7 +114,7 @@ class OpenFiles:
         self._links: frozenset[str] | None = None
         self._seen = self.ahead = Seen()
         """What the last glance has told, and the one before all was dumped ahead."""
-        self._infos: list[tuple[str, Opened]] = []
+        self._infos: dict[str, Opened] = {}
         self._everything = NOTHING
         self._gone: list[Opened] = []
         self._agrees = False
@@ -394,7 +394,7 @@ class OpenFiles:
             return
         for place in one.places:  # all of them: as of now
             self._info(place)
-        self._infos += [(f"/proc/{place.pid}/{place.info}", one) for place in one.places]
+        self._infos |= {f"/proc/{place.pid}/{place.info}": one for place in one.places}
         file = one.file._replace(info=parse_fdinfo(self._info(one.places[0])))
         with out.held() as held:
             dump_file(one.kind, file, out, partial(self._update, one))
@@ -476,9 +476,8 @@ class OpenFiles:
         held = [one for one in self._all() if one.held]
         if not same:
             return held
-        different: set[Opened] = set()
-        if not now.same_files(ahead, self._everything):
-            different = {one for path, one in self._infos if not now.same_file(ahead, path)}
+        paths = now.differing(ahead, self._everything)
+        different = {self._infos.get(path) for path in paths}
         return [one for one in held if one in different or not one.told]
 
     def _is_same(self, one: Opened, changed: bool) -> bool:

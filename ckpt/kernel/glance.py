@@ -232,7 +232,7 @@ class _Places:
     """Which result of a look is whose: of the first files, then of calls, then of other files."""
 
     def __init__(self, first: list[str], calls: int, files: list[str]) -> None:
-        self.first, self.calls = len(first), len(first) + calls
+        self.first, self.calls, self.files = len(first), len(first) + calls, files
         self.of = {path: at for at, path in enumerate(first)}
         self.of |= {path: self.calls + at for at, path in enumerate(files)}
 
@@ -341,9 +341,17 @@ class Seen:
         """Say whether a file said the same."""
         return self.find(path) == other.find(path)
 
-    def same_files(self, other: "Seen", part: Part) -> bool:
-        """Say whether the files of a part said the same; as quick as can be."""
-        return self.whole()._said(part) == other.whole()._said(part)
+    def differing(self, other: "Seen", part: Part) -> list[str]:
+        """Return those files of a part that did not say the same; as quick as can be."""
+        (lengths, mine), (its_lengths, its) = (one.whole()._said(part) for one in (self, other))
+        if (lengths, mine) == (its_lengths, its):
+            return []
+        count = part.files.stop - part.files.start
+        same = ffi.new("uint8_t[]", count)
+        numbers = [ffi.from_buffer("int64_t[]", one) for one in (lengths, its_lengths)]
+        lib.core_same_said(numbers[0], mine, numbers[1], its, count, same)
+        paths = self._places.files[part.files]
+        return [path for path, one in zip(paths, same, strict=True) if not one]
 
     def _said(self, part: Part) -> tuple[bytes, bytes]:
         calls = self._places.calls

@@ -225,6 +225,13 @@ struct core_look {
 int64_t core_look(const struct core_look *looks, size_t n, int64_t *rets, void *buf, size_t size);
 
 /*
+ * Say of n files, as core_look() has read them twice, whether they have said the same: by their
+ * lengths and what they said, one behind the other. Returns how many have not.
+ */
+int64_t core_same_said(const int64_t *lengths, const char *said, const int64_t *its_lengths,
+		       const char *its, size_t n, uint8_t *same);
+
+/*
  * A thread that looks while others go on. It stays in C: it has no lock to wait for. The first
  * looks, all files, are done before the rest, and can be had when they are.
  */

@@ -45,6 +45,23 @@ int64_t core_look(const struct core_look *looks, size_t n, int64_t *rets, void *
 	return end;
 }
 
+int64_t core_same_said(const int64_t *lengths, const char *said, const int64_t *its_lengths,
+		       const char *its, size_t n, uint8_t *same)
+{
+	int64_t others = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		size_t mine = lengths[i] > 0 ? lengths[i] : 0;
+		size_t theirs = its_lengths[i] > 0 ? its_lengths[i] : 0;
+
+		same[i] = lengths[i] == its_lengths[i] && !memcmp(said, its, mine);
+		others += !same[i];
+		said += mine;
+		its += theirs;
+	}
+	return others;
+}
+
 int64_t core_pwrite_all(int32_t fd, const struct core_range *ranges, size_t n, const void *buf)
 {
 	const char *from = buf;
