@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from ckpt.errors import ImageError
@@ -134,7 +135,8 @@ def _make_connections(plan: _Plan) -> None:
         else:
             plan.made[entry.id] = _socket(entry)
             bind(plan.made[entry.id], entry, plan.make)
-    for entry in plan.left(socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+    waiting = plan.left(socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+    for entry in sorted(waiting, key=partial(_turn, plan)):
         _make_waiting(plan, entry)
 
 
@@ -199,6 +201,14 @@ def _find_listener(plan: _Plan, entry: Entry) -> socket.socket | None:
 
 def _shares_name(plan: _Plan, entry: Entry) -> bool:
     return any(e.id != entry.id and _same_name(e, entry) for e in plan.entries.values())
+
+
+def _turn(plan: _Plan, entry: Entry) -> int:
+    """Return how many came to the same listener before it: they are accepted in that order."""
+    listener = plan.peer(entry)
+    assert listener is not None
+    known = list(listener.waiting)
+    return known.index(entry.ino) if entry.ino in known else len(known)
 
 
 def _make_waiting(plan: _Plan, entry: Entry) -> None:

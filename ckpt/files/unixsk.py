@@ -86,6 +86,8 @@ class UnixSk(FileKind):
         table = out.memo_now("unix sockets", sockdiag.unix)
         diag = _find(file, table)
         listener = _check_peer(file, diag, table, out.options)
+        if listener:
+            out.passing()
         if diag.peer and _outside(file, diag.peer):
             _dump_outside(table[diag.peer], out)
         place = dump_place(file, diag.name)
@@ -105,6 +107,7 @@ class UnixSk(FileKind):
             set_text(entry, "name_dir", directory)
         if diag.shutdown:
             entry.shutdown = diag.shutdown
+        entry.waiting.extend(diag.icons)
         with borrowed(file.fd) as sock:
             entry.opts.CopyFrom(dump_options(sock))
             if _may_have_queue(diag) and not listener:
@@ -160,11 +163,14 @@ def _may_be_in_flight(file: OpenFile, table: Table) -> bool:
 def _check_peer(file: OpenFile, diag: UnixDiag, table: Table, options: DumpOptions) -> int:
     """Refuse a peer outside the tree; return the inode of the listener it waits at, or 0."""
     for client in diag.icons:
+        if not client:  # what it has sent is still to be read, and nobody tells if that is any
+            what = "a client that has closed again waits to be accepted"
+            _refuse_now(file, what, "accept it first")
         if _outside(file, client):
             _refuse_now(file, "a process outside the dump waits to be accepted", "accept it first")
     if diag.peer and _outside(file, diag.peer):
         _check_outside(file, diag, table, options)
-    if not _is_alone(diag):
+    if diag.peer or diag.type == socket.SOCK_DGRAM or diag.state != ESTABLISHED:
         return 0
     listener = next((one.ino for one in table.values() if diag.ino in one.icons), 0)
     if listener and _outside(file, listener):

@@ -196,6 +196,7 @@ PROGRAMS = (
     program(
         "unix_backlog", criu="a connection that was not accepted", refused="before it was accepted"
     ),
+    program("unix_backlog_order", "order", source="unix_backlog", criu="keeps no order"),
     program("tcp_listen"),
     program(
         "tcp_connected", options=("--tcp-established",), criu_options=("--network-lock", "skip")

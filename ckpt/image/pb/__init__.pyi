@@ -3067,6 +3067,8 @@ class unix_sk_entry(Message):
     deleted: builtins.bool
     ns_id: builtins.int
     mnt_id: builtins.int
+    @builtins.property
+    def waiting(self) -> RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
         self,
         *,
@@ -3087,6 +3089,7 @@ class unix_sk_entry(Message):
         deleted: builtins.bool | None = ...,
         ns_id: builtins.int | None = ...,
         mnt_id: builtins.int | None = ...,
+        waiting: Iterable[builtins.int] | None = ...,
     ) -> None: ...
 
 class user_aarch64_fpsimd_context_entry(Message):

@@ -226,6 +226,41 @@ def test_waiting_client_that_sent(sockets: Sockets) -> None:
         sockets.through(listener, client)
 
 
+@pytest.mark.parametrize("kind", [STREAM, SEQPACKET])
+def test_waiting_clients_are_accepted_in_their_order(sockets: Sockets, kind: int) -> None:
+    listener = sockets.one(kind, "l.sock")
+    listener.listen(3)
+    clients = [sockets.one(kind, f"{n}.sock") for n in range(3)]
+    for n in (2, 0, 1):
+        clients[n].connect("l.sock")
+    *clients, listener = sockets.through(*clients, listener)
+    assert [sockets.keep(listener.accept()[0])[0].getpeername() for _ in clients] == [
+        "2.sock", "0.sock", "1.sock",
+    ]  # fmt: skip
+
+
+def test_a_waiting_client_that_has_closed_again(sockets: Sockets) -> None:
+    listener = sockets.one(STREAM, "l.sock")
+    listener.listen(3)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect("l.sock")
+        client.send(b"request")
+    with pytest.raises(Unsupported, match="has closed again"):
+        sockets.through(listener)
+    assert sockets.keep(listener.accept()[0])[0].recv(99) == b"request"
+
+
+def test_a_waiting_client_that_has_ended_both_halves(sockets: Sockets) -> None:
+    listener = sockets.one(STREAM, "l.sock")
+    listener.listen(3)
+    listener.setblocking(False)
+    client = sockets.one()
+    client.connect("l.sock")
+    client.shutdown(socket.SHUT_RDWR)
+    listener, client = sockets.through(listener, client)
+    assert sockets.keep(listener.accept()[0])[0].recv(9) == b""
+
+
 def test_waiting_client_outside(sockets: Sockets) -> None:
     listener = sockets.one(STREAM, "l.sock")
     listener.listen(3)
