@@ -35,10 +35,12 @@ from ckpt.files.external import inherited, tty_key
 from ckpt.files.kind import INSIDE, Dump, FileKind, NotNow, OpenFile, Restore
 from ckpt.files.sockopts import doing
 from ckpt.files.ttydata import (
+    CHANGE,
     PEER_FLAGS,
     TIOCGPTPEER,
     TOO_MUCH,
     Unread,
+    has_change,
     hindrance,
     in_packet_mode,
     most,
@@ -194,6 +196,8 @@ def _has_hung_up(master: int) -> bool:
 def _check_end(file: OpenFile) -> None:
     """Raise NotNow if there is unread data at this end that could not be written anew."""
     waiting, info_id = unread(file.fd), identify(file)[1]
+    if info_id & 1 and has_change(file.fd):
+        raise _not_now(file, CHANGE)
     if not waiting:
         return
     if info_id & 1 and not _has_slave(file, info_id >> 1):

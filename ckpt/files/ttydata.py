@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was written into a pseudo terminal and not read, at either end: tty-data.img.
 
-There is no looking at it without taking it away, so it is read and written anew, while everybody
-who could read it stands still; nothing is read unless it fits in again. A child does it, in a
-session of its own and deaf to signals: should we be killed, it comes to its end all the same, and
-all is there a moment later. Facts that bite (drivers/tty/n_tty.c, pty.c):
+There is no looking at it without taking it away, so it is read and written anew, while all of the
+tree stands still; nothing is read unless it fits in again. A child does it, in a session of its own
+and deaf to signals: should we be killed, it comes to its end all the same, and all is there again a
+moment later. Facts that bite (drivers/tty/n_tty.c, pty.c):
 
 - What the master reads comes as it is: written anew it must not be processed (OPOST).
 - While the slave keeps lines together (ICANON) a read gives one line. That a line ended is a mark
@@ -40,6 +40,7 @@ from ckpt.interrupt import uninterrupted
 TIOCGPTPEER = 0x5441
 PEER_FLAGS = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK
 TOO_MUCH = "more unread data in a pseudo terminal than might fit in again"
+CHANGE = "a change of its pseudo terminal that it has not read (TIOCPKT)"
 _TIOCGPKT, _TIOCGLCKTRMIOS = 0x80045438, 0x5456
 _TERMIOS_SIZE = 36
 _IFLAG, _OFLAG, _LFLAG, _CC = 0, 1, 3, 6
@@ -117,13 +118,17 @@ def in_packet_mode(master: int) -> bool:
     return any(fcntl.ioctl(master, _TIOCGPKT, bytes(4)))
 
 
+def has_change(master: int) -> bool:
+    """Say whether a master has yet to read of a change (TIOCPKT), which is read but once."""
+    return in_packet_mode(master) and bool(_ready(master, select.POLLPRI) & select.POLLPRI)
+
+
 def hindrance(master: int, slave: int) -> str:
     """Say why what was not read has to stay where it is; "" if it may be taken."""
-    packet = in_packet_mode(master)
     waiting = unread(master), unread(slave)
-    if packet and _ready(master, select.POLLPRI) & select.POLLPRI:
-        return "a change that its master (TIOCPKT) has not read"
-    if termios.tcgetattr(slave)[_LFLAG] & _EXTPROC and (packet or any(waiting)):
+    if has_change(master):
+        return CHANGE
+    if termios.tcgetattr(slave)[_LFLAG] & _EXTPROC and (in_packet_mode(master) or any(waiting)):
         return "unread data in a pseudo terminal whose lines another program edits (EXTPROC)"
     if waiting[0] > most(master, master=True) or waiting[1] > most(slave, master=False):
         return TOO_MUCH

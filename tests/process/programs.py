@@ -230,7 +230,7 @@ PROGRAMS = (
     program("pty_odd", "odd", source="pty", criu="takes a closed slave to have never been open"),
     program("pty_session", "session", source="pty"),
     program("pty_unread", "unread", source="pty", criu="mixes up lines"),
-    program("pty_raw", "raw", source="pty"),
+    program("pty_raw", "raw", peers_only=True, source="pty"),
     program("eventfd"),
     program("eventfd_semaphore", criu="loses the mode"),
     program("eventfd_full", criu_restore="keeps 32 bits"),

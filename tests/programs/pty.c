@@ -2,7 +2,7 @@
 /*
  * Pseudo terminals with both ends here: modes, size, packet mode, locked, several files of one end.
  * As `session`: one that controls our session. As `odd`: masters without a slave, and exclusive
- * ones. As `unread`: lines, and half of one, in a terminal that keeps them together; a packet. As
+ * ones. As `unread`: lines, and half of one, in a terminal that keeps them together; and packets. As
  * `raw`: bytes in both directions.
  */
 #include "program.h"
@@ -142,9 +142,12 @@ static int check_unread(void)
 	type(master, slave, "sux");
 	int packets[2], packet = 1;
 	need(!openpty(&packets[0], &packets[1], NULL, NULL, NULL));
+	set_raw(packets[1], 0);
 	need(!ioctl(packets[0], TIOCPKT, &packet));
 	put(packets[1], "packet");
+	put(packets[0], "to the\n\23slave");
 	settle(packets[0]);
+	settle(packets[1]);
 
 	checkpoint();
 
@@ -162,6 +165,7 @@ static int check_unread(void)
 	char *got = take(packets[0]);
 	check_is(got[0], TIOCPKT_DATA);
 	check_text(got + 1, "packet");
+	check_text(take(packets[1]), "to the\n\23slave");
 	return verdict();
 }
 
