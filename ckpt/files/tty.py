@@ -213,8 +213,21 @@ def _not_now(file: OpenFile, what: str) -> NotNow:
 
 
 def _has_slave(master: OpenFile, index: int) -> bool:
-    """Say whether the tree has the other end open."""
-    return bool({f"/dev/pts/{index}", "/dev/tty"} & master.links) and not _has_hung_up(master.fd)
+    """Say whether the tree has the other end open, by its own name or as who it controls.
+
+    One that was never open must not be opened: closed again, it is one that hung up.
+    """
+    if _has_hung_up(master.fd):
+        return False
+    if f"/dev/pts/{index}" in master.links:
+        return True
+    return "/dev/tty" in master.links and index in map(_controlling, master.tree)
+
+
+def _controlling(pid: int) -> int | None:
+    with suppress(NoSuchTask):
+        return controlling_pty(pid)
+    return None
 
 
 @contextmanager

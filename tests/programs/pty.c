@@ -83,6 +83,10 @@ static int check_odd(void)
 	need(fresh >= 0 && !fcntl(lone, F_SETFL, O_NONBLOCK));
 	need(!openpty(&pair[0], &pair[1], NULL, NULL, NULL) && !ioctl(pair[1], TIOCEXCL));
 	need(!ioctl(lone, TIOCEXCL));
+	/* /dev/tty, of another terminal than the one that nobody has opened yet */
+	int own[2];
+	need(!openpty(&own[0], &own[1], NULL, NULL, NULL) && !ioctl(own[1], TIOCSCTTY, 0));
+	need(open("/dev/tty", O_RDWR | O_NOCTTY) >= 0);
 	char *name = strdup(ptsname(lone));
 
 	checkpoint();
