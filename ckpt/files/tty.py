@@ -200,8 +200,8 @@ def _check_end(file: OpenFile) -> None:
         raise _not_now(file, CHANGE)
     if not waiting:
         return
-    if info_id & 1 and not _has_slave(file, info_id >> 1):
-        raise _not_now(file, "unread data in a pseudo terminal whose other end is closed")
+    if info_id & 1 and not _may_take(file, info_id >> 1):
+        raise _not_now(file, "unread data in a pseudo terminal whose other end is outside the dump")
     if file.flags & os.O_ASYNC:
         raise _not_now(file, _SIGNALS)
     if waiting > most(file.fd, master=bool(info_id & 1)):
@@ -212,13 +212,13 @@ def _not_now(file: OpenFile, what: str) -> NotNow:
     return NotNow(f"{file.name}: {what}", hint="try again when it has been read")
 
 
-def _has_slave(master: OpenFile, index: int) -> bool:
-    """Say whether the tree has the other end open, by its own name or as who it controls.
+def _may_take(master: OpenFile, index: int) -> bool:
+    """Say whether there may be unread data, and the other end is open in the tree, or nowhere.
 
     One that was never open must not be opened: closed again, it is one that hung up.
     """
     if _has_hung_up(master.fd):
-        return False
+        return unread(master.fd) > 0
     if f"/dev/pts/{index}" in master.links:
         return True
     return "/dev/tty" in master.links and index in map(_controlling, master.tree)
@@ -259,7 +259,7 @@ def _signals(master: OpenFile, index: int) -> bool:
 def _save_unread(master: OpenFile, index: int, out: Dump) -> None:
     """Save what was written and not read, at either end."""
     _check_end(master)
-    if not _has_slave(master, index):
+    if not _may_take(master, index):
         return
     with _slave(master) as slave:
         what = hindrance(master.fd, slave)

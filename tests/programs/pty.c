@@ -2,8 +2,8 @@
 /*
  * Pseudo terminals with both ends here: modes, size, packet mode, locked, several files of one end.
  * As `session`: one that controls our session. As `odd`: masters without a slave, and exclusive
- * ones. As `unread`: lines, and half of one, in a terminal that keeps them together; and packets. As
- * `raw`: bytes in both directions.
+ * ones. As `unread`: lines, and half of one, in a terminal that keeps them together; packets; and
+ * the last words of one that is closed. As `raw`: bytes in both directions.
  */
 #include "program.h"
 #include <pty.h>
@@ -144,7 +144,11 @@ static int check_unread(void)
 	char part[4] = "";
 	need(read(slave, part, 3) == 3 && !strcmp(part, "sec"));
 	type(master, slave, "sux");
-	int packets[2], packet = 1;
+	int packets[2], packet = 1, closed[2];
+	need(!openpty(&closed[0], &closed[1], NULL, NULL, NULL));
+	put(closed[1], "last words");
+	settle(closed[0]);
+	need(!close(closed[1]));
 	need(!openpty(&packets[0], &packets[1], NULL, NULL, NULL));
 	set_raw(packets[1], 0);
 	need(!ioctl(packets[0], TIOCPKT, &packet));
@@ -166,6 +170,8 @@ static int check_unread(void)
 	check_text(take(master), "one\r\nsecond\r\nthreefour;fi^\b^Jve^\b^S\r\nsux");
 	type(master, slave, "\177\177ix\n");
 	check_text(take(slave), "six\n");
+	check_text(take(closed[0]), "last words");
+	check_text(take(closed[0]), "<EIO>");
 	char *got = take(packets[0]);
 	check_is(got[0], TIOCPKT_DATA);
 	check_text(got + 1, "packet");

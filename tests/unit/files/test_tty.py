@@ -124,9 +124,25 @@ def test_output_whose_terminal_is_closed(terminals: Terminals) -> None:
     master, slave = terminals.pair()
     os.write(slave, b"output")
     terminals.close(slave)
-    with pytest.raises(Unsupported, match="whose other end is closed"):
-        terminals.through(master)
+    terminals.trip = Trip(terminals.place)
+    ids = terminals.trip.dump(Tty, master)
+    check_last_words(master)
+    terminals.close(master)
+    check_last_words(*terminals.restore(*ids))
+
+
+def check_last_words(master: int) -> None:
     assert os.read(master, 99) == b"output"
+    with pytest.raises(OSError, match="Input/output error"):
+        os.read(master, 99)
+
+
+def test_output_whose_terminal_is_outside(terminals: Terminals) -> None:
+    master, slave = terminals.pair()
+    os.write(slave, b"output")
+    select.select([master], [], [])
+    with pytest.raises(NotNow, match="other end is outside"):
+        terminals.through(master)
 
 
 def test_output_of_one_that_is_stopped(terminals: Terminals) -> None:
