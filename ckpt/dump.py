@@ -192,6 +192,7 @@ def look_ahead(snapshot: Snapshot, targets: Targets, glance: Glance) -> None:
     snapshot.opened.look_ahead(snapshot.files, glance)
     targets.each(lambda target: target.snapshot.links.save(snapshot.files))
     snapshot.own_namespaces = own_namespaces(targets.root)
+    targets.together(targets.see_who_shares)
 
 
 def take_tasks(snapshot: Snapshot, targets: Targets, frozen: Frozen, seen: Seen) -> None:

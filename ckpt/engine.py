@@ -54,13 +54,10 @@ class Engine(Protocol):
         """Complete pagemap and pages; the process may run again, or be gone."""
 
 
-class Stop:
-    """Copies everything while the process is stopped."""
+class Elsewhere:
+    """The engine of a process whose memory is another's, too: that one has it saved."""
 
-    takes_long = True
-
-    def __init__(self, snapshot: TaskSnapshot) -> None:
-        self.snapshot = snapshot
+    takes_long = False
 
     def __enter__(self) -> Self:
         return self
@@ -69,26 +66,38 @@ class Stop:
         return
 
     def prepare(self) -> None:
-        """Nothing: what is copied now may be old in the freeze."""
+        """Nothing is left to do, here and below."""
 
     def look_ahead(self, glance: Glance) -> None:
-        """Nothing either."""
+        """Nothing."""
 
     def approach(self) -> None:
-        """Nothing either."""
+        """Nothing."""
 
     def see(self, seen: Seen) -> None:
-        """Nothing either."""
+        """Nothing."""
 
     def beside(self, seen: Seen) -> None:
-        """Nothing either."""
+        """Nothing."""
+
+    def freeze(self, frozen: FrozenProcess, seen: Seen) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
+
+
+class Stop(Elsewhere):
+    """Copies all in the freeze: what is copied before may be old by then."""
+
+    takes_long = True
+
+    def __init__(self, snapshot: TaskSnapshot) -> None:
+        self.snapshot = snapshot
 
     def freeze(self, frozen: FrozenProcess, seen: Seen) -> None:
         """Copy all private pages; shared objects are saved as their mappings come up."""
         take_memory(self.snapshot)
-
-    def finish(self) -> None:
-        """Nothing is left to do."""
 
 
 def take_memory(snapshot: TaskSnapshot) -> None:

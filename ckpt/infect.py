@@ -37,7 +37,7 @@ from ckpt.kernel.userfaultfd import (
     api_request,
 )
 from ckpt.memory import mm
-from ckpt.memory.layout import hole
+from ckpt.memory.layout import Range, hole
 from ckpt.sandbox import Sandbox, refused_unharmed
 from ckpt.task import process, thread
 from ckpt.task.restart import Wait
@@ -58,10 +58,11 @@ class Questions:
     """The questions to a process, and after `ask` the answers; a context manager.
 
     Built while the process runs. If it changed since (a thread more, another timer), `ask`
-    builds anew what that touches.
+    builds anew what that touches. Each process has a segment of its own; of those that share their
+    memory none may be where another's is to be: these places are `reserved`.
     """
 
-    def __init__(self, pid: int, guard: Ward, sandbox: Sandbox) -> None:
+    def __init__(self, pid: int, guard: Ward, sandbox: Sandbox, reserved: list[Range]) -> None:
         self.pid, self._guard, self._sandbox = pid, guard, sandbox
         status = procfs.status(pid)
         self._timers = procfs.timers(pid)
@@ -70,10 +71,11 @@ class Questions:
         self._gadget = self._program.gadget
         threads = (len(tids) + _SPARE_THREADS) * _THREAD_ROOM
         size = 4096 + _LEADER_ROOM + 2 * _TIMER_ROOM * len(self._timers) + threads
-        base = hole(size, self._program.busy)
+        base = hole(size, [*self._program.busy, *reserved])
         self._segment = Segment(
             size, base, pid=pid, uid=status.uids[1], gid=status.gids[1], lasting=True
         )
+        reserved.append((base, base + self._segment.size))
         guard.keep(self._segment)
         self._threads: dict[int, _ThreadQuestions] = {}
         self._taken: dict[int, thread.Raw] = {}
@@ -348,10 +350,12 @@ def fetch_userfaultfd(
     register: Callable[[Userfaultfd], None],
     guard: Ward,
     sandbox: Sandbox,
+    sharers: list[list[int]],
 ) -> dict[int, Wait]:
     """Have a running process open a userfaultfd, take it over, and leave none with it.
 
-    Gives it to register while the process is stopped: its mappings are whole then. Returns the
+    Gives it to register while the process is stopped, and the sharers, who have the same memory,
+    generation by generation: its mappings are whole then. Returns the
     waits that stopping the process has interrupted. The call that closes it there is in the batch
     that opens it: without us it would be made all the same.
     Raises KernelError (EPERM: it may not, nor may we for it).
@@ -359,7 +363,7 @@ def fetch_userfaultfd(
     with (
         uninterrupted(),
         Errand(pid, guard, sandbox, _FETCHING) as errand,
-        Frozen(pid) as frozen,
+        Frozen(pid, sharers) as frozen,
         errand.lent(frozen) as remote,
     ):
         one, batch = frozen.leader, remote.batch()

@@ -6,11 +6,12 @@ who forks whom, and when, is a plan: a parent that leads a session first forks t
 still in its old one; where a session's leader has ended, a stand-in leads it until all are in it;
 a child whose session began with a sibling is forked by that sibling, for their parent
 (CLONE_PARENT); and one whose session began further below comes to its parent as an orphan, as it
-once did. Nothing here knows how any of it is done.
+once did. Who shares its memory with its parent is forked by that, as all are; with a sibling alone,
+by that sibling. Nothing here knows how any of it is done.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -29,9 +30,13 @@ class State(Enum):
 
 
 class Item:
-    """A process. ppid is 0 for the root; threads are tids, the first one's included."""
+    """A process. ppid is 0 for the root; threads are tids, the first one's included.
 
-    __slots__ = ("children", "pgid", "pid", "ppid", "sid", "state", "threads")
+    memory says which it has: those of the same number share it, but for 0. makes are those whom it
+    forks: its children, and siblings that have its memory, but not those that have a sibling's.
+    """
+
+    __slots__ = ("children", "makes", "memory", "pgid", "pid", "ppid", "sid", "state", "threads")
 
     def __init__(
         self,
@@ -41,10 +46,12 @@ class Item:
         sid: int,
         threads: tuple[int, ...] = (),
         state: State = State.ALIVE,
+        memory: int = 0,
     ) -> None:
         self.pid, self.ppid, self.pgid, self.sid = pid, ppid, pgid, sid
-        self.threads, self.state = threads or (pid,), state
+        self.threads, self.state, self.memory = threads or (pid,), state, memory
         self.children: list[Item] = []
+        self.makes: list[Item] = []
 
     @property
     def leads_session(self) -> bool:
@@ -91,10 +98,27 @@ def tree(items: Iterable[Item]) -> list[Item]:
     for item in by_pid.values():
         if item.ppid:
             _parent(item, by_pid).children.append(item)
-    found = list(_walk(roots[0]))
+    found = list(_walk(roots[0], lambda item: item.children))
     if len(found) != len(by_pid):
         raise ImageError("pstree.img: processes that are not the root's descendants")
+    for item in found:
+        _share_out(item)
     return found
+
+
+def _share_out(parent: Item) -> None:
+    """Say who makes the children: the parent, but for those that have a sibling's memory."""
+    together: dict[int, list[Item]] = {}
+    for child in parent.children:
+        if child.memory not in (0, parent.memory):
+            together.setdefault(child.memory, []).append(child)
+    elsewhere: set[int] = set()
+    for members in together.values():
+        # Who leads a session of others is there before them.
+        maker = max(members, key=lambda one: sum(one.pid == other.sid for other in members))
+        maker.makes += [one for one in members if one is not maker]
+        elsewhere.update(one.pid for one in members if one is not maker)
+    parent.makes += [child for child in parent.children if child.pid not in elsewhere]
 
 
 def _check(item: Item, seen: set[int]) -> None:
@@ -114,15 +138,15 @@ def _parent(item: Item, by_pid: dict[int, Item]) -> Item:
     return parent
 
 
-def _walk(root: Item) -> Iterator[Item]:
-    """Yield an item and its descendants, parents first."""
+def _walk(root: Item, below: Callable[[Item], list[Item]]) -> Iterator[Item]:
+    """Yield an item and all below it, those above first."""
     waiting = [(root, 0)]
     while waiting:
         item, depth = waiting.pop()
         if depth > _DEEPEST:
             raise ImageError(f"pstree.img: more than {_DEEPEST} generations")
         yield item
-        waiting += [(child, depth + 1) for child in reversed(item.children)]
+        waiting += [(child, depth + 1) for child in reversed(below(item))]
 
 
 def plan(items: list[Item]) -> list[Step]:
@@ -140,8 +164,8 @@ class _Plan:
     def __init__(self, items: list[Item]) -> None:
         self.steps: list[Step] = []
         self._known = {item.pid: item for item in items}
-        self._births = _births(items)
         root = items[0]
+        self._births = _births([*_walk(root, lambda item: item.makes)])
         # What the root has from us stands for what it had from outside.
         self._groups = {0: root.pgid if root.pgid != root.pid else 0}
         self._fork(root, 0, root.sid if not root.leads_session else 0)
@@ -159,7 +183,7 @@ class _Plan:
         self.steps.append(Step(do, item, by))
         self._groups[item.pid] = self._groups[by]
         if item.leads_session:
-            for child in item.children:
+            for child in item.makes:
                 if session and self._births[child.pid] == session:
                     self._fork(child, item.pid, session)
             self.steps.append(Step(Do.SETSID, item))
@@ -168,7 +192,7 @@ class _Plan:
 
     def _fork_others(self, parent: Item, session: int) -> None:
         """Fork the children that are not there yet; those first whose session others need."""
-        children = [child for child in parent.children if child.pid not in self._groups]
+        children = [child for child in parent.makes if child.pid not in self._groups]
         waiting = [*self._stand_ins(parent, children, session), *children]
         there = {0, session}
         while waiting:
@@ -178,7 +202,13 @@ class _Plan:
                 child, do = self._orphan(parent, waiting), Do.ORPHAN
             waiting.remove(child)
             birth = self._births[child.pid]
-            self._fork(child, parent.pid if birth in (0, session) else birth, birth or session, do)
+            by = parent.pid if birth in (0, session) else birth
+            if by != parent.pid and do is Do.FORK and self._known[by].ppid != child.ppid:
+                raise Unsupported(
+                    f"pid {child.pid} has the memory of pid {parent.pid}, and the session of pid "
+                    f"{by}: not restored yet"
+                )
+            self._fork(child, by, birth or session, do)
             if child.leads_session:
                 there.add(child.pid)
 
@@ -246,11 +276,11 @@ def _births(items: list[Item]) -> dict[int, int]:
     below: dict[int, Counter[int]] = {}
     for item in reversed(items):
         here = below[item.pid] = Counter({item.sid: 1})
-        for child in item.children:
+        for child in item.makes:
             here.update(below.pop(child.pid))
         found[item.pid] = item.sid
         if item.leads_session:
-            sessions = {found[child.pid] for child in item.children} - {0}
+            sessions = {found[child.pid] for child in item.makes} - {0}
             older = [
                 one
                 for one in sessions

@@ -136,6 +136,11 @@ class Task:
         self.origin: Origin
         """What forks of it have from it, once it has begun."""
         self._namespaces: list[Restore] = []
+        self._shares_memory = False
+
+    def share(self, maker: "Task") -> None:
+        """Have its maker's memory, in which all is done."""
+        self.origin, self._code, self._shares_memory = maker.origin, maker._code, True
 
     def close(self, *, ok: bool) -> None:
         """Let go of what was needed to make it, and of its pager."""
@@ -293,6 +298,10 @@ class Task:
 
         Before anything else: a thread's rseq area, say, is written to once it is known.
         """
+        if self._shares_memory:
+            if self._daemon:
+                self._daemon.pass_over(self.saved.pid)
+            return
         if not (self._late or files.contents.late or self._daemon):
             return
         from ckpt.lazy import Lazy, fetch, register  # an eager restore starts sooner without it
@@ -301,7 +310,7 @@ class Task:
         uffd = fetch(self._leader, self._regs)
         register(uffd, [entry for entry, _ in self._late])
         if self._daemon:
-            self._daemon.take(saved.pid, uffd)
+            self._daemon.take(saved.memory_of, uffd)
             self.late_pages = sum(run.nr_pages for _, runs in self._late for run in runs)
         else:
             for _, entries in shared:
@@ -342,11 +351,13 @@ class Task:
             self.pages += filler.check()
             runs = runs[taken:]
 
-    def become(self, files: Files, *, shares_fs: bool) -> Errands:
-        """Take on what the whole process shares; its parent sees to what both do."""
+    def become(self, files: Files, *, shares_fs: bool, shares_actions: bool) -> Errands:
+        """Take on what the whole process shares; its maker sees to what both do."""
         saved = self.saved
         batch = self._batch()
-        process.restore(saved.leader.tc, self._room.actions, batch)
+        if not shares_actions:
+            sigacts.restore(saved.leader.tc.sigactions, self._room.actions, batch)
+        process.restore(saved.leader.tc, batch)
         if not shares_fs:
             files.restore_fs(saved.fs, batch)
         yield Calls(self._leader, batch)
@@ -453,8 +464,11 @@ class Task:
         if self._lazy:
             self._lazy.wait()
 
-    def go_home(self) -> Errands:
-        """Give all threads their registers, and take the stub away; it stays stopped."""
+    def go_home(self, *, last: bool) -> Errands:
+        """Give all threads their registers; it stays stopped.
+
+        The last one of those who share a memory takes the stub away.
+        """
         pid, orders, wanted = self.saved.pid, [], {}
         for tid, remote in self._remotes.items():
             core = self.saved.cores[tid]
@@ -462,10 +476,11 @@ class Task:
             size = len(remote.tracee.xstate())
             remote.tracee.set_xstate(regs.xstate(core, size))
             regs.restore_tls(core, remote.tracee)
-            if tid != pid:
+            if tid != pid or not last:
                 orders += remote.going_home(wanted[tid], self.saved.sigmask(tid))
         send(orders)
-        yield Leave(self._leader, wanted[pid], self.saved.sigmask(pid), self._gadget())
+        if last:
+            yield Leave(self._leader, wanted[pid], self.saved.sigmask(pid), self._gadget())
         if self.is_stopped:
             self._stop()
 

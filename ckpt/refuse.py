@@ -13,11 +13,14 @@ from ckpt.kernel.kcmp import Kcmp, kcmp
 from ckpt.kernel.maps import SmapsEntry
 from ckpt.kernel.nsfs import entered
 from ckpt.kernel.procfs import Stat, Status
+from ckpt.kernel.vfork import is_vforking
 from ckpt.memory import vmas
 from ckpt.memory.pagers import await_pagers
 from ckpt.namespaces import ipcshm
 from ckpt.options import DumpOptions
 
+VFORK_S = 1.0
+"""How long a vfork(2) may last: until the child executes."""
 _PAUSE_S = 0.002
 _PF_KTHREAD = 0x0020_0000
 _PIDS = 1 << 22  # the kernel's PID_MAX_LIMIT
@@ -37,11 +40,10 @@ def check_pid(pid: int) -> None:
         raise OptionsError(f"pid {pid} is a thread", hint=f"dump its process, {tgid}")
 
 
-def check(pid: int, root: int, options: DumpOptions, patience: float = 0) -> None:
+def check(pid: int, root: int, options: DumpOptions) -> None:
     """Raise what is wrong with a process of the tree: mostly Unsupported.
 
-    What is wrong with an open file its kind says. patience is how many seconds it may take until a
-    vfork(2) is over.
+    What is wrong with an open file its kind says.
     """
     external.check(options.external)
     status, stat = procfs.status(pid), procfs.stat(pid)
@@ -56,9 +58,9 @@ def check(pid: int, root: int, options: DumpOptions, patience: float = 0) -> Non
     _check_alone(pid)
     if pid == root:
         _check_session(pid, stat, options)
+        _check_outside(pid)
     else:
         _check_namespaces(pid, root)
-        _check_sharing(pid, time.monotonic() + patience)
 
 
 def check_memory(pid: int, options: DumpOptions) -> None:
@@ -80,16 +82,33 @@ def _check_namespaces(pid: int, root: int) -> None:
         )
 
 
-def _check_sharing(pid: int, deadline: float) -> None:
-    """Refuse a child that shares with its parent what no record can say."""
-    for kind, word in ((Kcmp.VM, "memory"), (Kcmp.SIGHAND, "signal handlers")):
-        while not kcmp(kind, pid, procfs.stat(pid).ppid):
-            if time.monotonic() >= deadline:
-                raise Unsupported(
-                    f"pid {pid} shares its {word} with its parent (CLONE_VM): not supported yet",
-                    hint="after a vfork it is over as soon as the child executes: try again",
-                )
-            time.sleep(_PAUSE_S)
+def await_vfork(pid: int, sharers: list[int], deadline: float) -> bool:
+    """Wait until none of the processes that have the same memory waits in a vfork(2).
+
+    Say whether one did: then who shares it with whom is to be found out anew. Raises Unsupported
+    when it takes longer than until the deadline, a time.monotonic().
+    """
+    waited = False
+    while any(is_vforking(one) for one in sharers):
+        if time.monotonic() >= deadline:
+            raise Unsupported(
+                f"pid {pid} has the memory of who waits for it in a vfork(2): not supported",
+                hint="it is over as soon as the child executes: try again",
+            )
+        waited = True
+        time.sleep(_PAUSE_S)
+    return waited
+
+
+def _check_outside(root: int) -> None:
+    """Refuse a root that shares its memory with its parent, which is not dumped."""
+    parent, deadline = procfs.stat(root).ppid, time.monotonic() + VFORK_S
+    while parent and not kcmp(Kcmp.VM, root, parent):
+        if not await_vfork(root, [parent], deadline):
+            raise Unsupported(
+                f"pid {root} shares its memory with its parent (CLONE_VM), which is not dumped",
+                hint=f"dump the parent, pid {parent}, with all its children",
+            )
 
 
 def _with_all_pages(pid: int, options: DumpOptions) -> list[SmapsEntry]:

@@ -43,7 +43,7 @@ def restore(options: RestoreOptions) -> RestoreReport:
         image = stack.enter_context(ImageDir.open(options.images_dir))
         saved = read(image)
         readers = {
-            pid: stack.enter_context(PageReader(image, "pagemap", pid)) for pid in saved.tasks
+            pid: stack.enter_context(PageReader(image, "pagemap", pid)) for pid in saved.memories
         }
         hooks = Hooks(options)
         hooks.pre_restore()

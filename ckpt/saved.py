@@ -38,6 +38,8 @@ class SavedTask(NamedTuple):
     ids: pb.task_kobj_ids_entry
     own_namespaces: dict[str, int]
     filters: dict[int, seccomp.Wanted]
+    memory_of: int
+    """Whose pagemap has its pages: its own pid, or that of who shares its memory."""
 
     @property
     def pid(self) -> int:
@@ -95,6 +97,14 @@ class Saved(NamedTuple):
         """The pid of the root."""
         return self.items[0].pid
 
+    @property
+    def memories(self) -> dict[int, list[SavedTask]]:
+        """Return who has which memory, by the pid that it is saved under."""
+        found: dict[int, list[SavedTask]] = {}
+        for task in self.tasks.values():
+            found.setdefault(task.memory_of, []).append(task)
+        return found
+
 
 def read(image: ImageDir) -> Saved:
     """Read and check the records of an image."""
@@ -109,7 +119,10 @@ def read(image: ImageDir) -> Saved:
     for item in items:
         if item.state is State.ALIVE:
             tasks[item.pid] = _read_task(image, item, of_dumper, filters, tasks)
-    _check_separate(tasks.values())
+    _check_handlers(tasks.values())
+    owners = {task.item.memory: pid for pid, task in tasks.items() if image.exists("pagemap", pid)}
+    for pid, task in tasks.items():
+        tasks[pid] = task._replace(memory_of=owners.get(task.item.memory, pid))
     return Saved(items, tasks, dead, filters)
 
 
@@ -118,12 +131,13 @@ def _items(image: ImageDir, dead: dict[int, pb.core_entry]) -> Iterator[Item]:
     for tree, _ in image.records("pstree"):
         if tree.pid not in pstree.PIDS:
             raise ImageError(f"pstree.img: no process can be pid {tree.pid}")
-        threads, state = tuple(tree.threads), State.ALIVE
-        core = image.read("core", tree.pid)
+        core, ids = image.read("core", tree.pid), (tree.pid, tree.ppid, tree.pgid, tree.sid)
         if core.tc.task_state in (TASK_DEAD, TASK_ZOMBIE):
             dead[tree.pid] = core
-            threads, state = (tree.pid,), State.DEAD
-        yield Item(tree.pid, tree.ppid, tree.pgid, tree.sid, threads, state)
+            yield Item(*ids, state=State.DEAD)
+        else:
+            memory = image.read("ids", tree.pid).vm_id
+            yield Item(*ids, tuple(tree.threads), memory=memory)
 
 
 def _read_task(
@@ -144,19 +158,18 @@ def _read_task(
     own = _own_namespaces(ids, pid, of_dumper, parent)
     fdinfo = [entry for entry, _ in image.records("fdinfo", ids.files_id)]
     fs, wanted = image.read("fs", pid), seccomp.wanted(pid, cores, filters)
-    return SavedTask(item, cores, mm, mappings, fs, fdinfo, ids, own, wanted)
+    return SavedTask(item, cores, mm, mappings, fs, fdinfo, ids, own, wanted, pid)
 
 
-def _check_separate(tasks: Iterable[SavedTask]) -> None:
-    """Refuse processes that share memory, or signal handlers, which takes the same memory."""
-    seen: dict[tuple[str, int], int] = {}
+def _check_handlers(tasks: Iterable[SavedTask]) -> None:
+    """See that signal handlers are shared only by who shares their memory, too (clone(2))."""
+    seen: dict[int, SavedTask] = {}
     for task in tasks:
-        for key in (("vm", task.ids.vm_id), ("sighand", task.ids.sighand_id)):
-            if seen.setdefault(key, task.pid) != task.pid:
-                raise Unsupported(
-                    f"pid {task.pid} shares memory or signal handlers with pid {seen[key]} "
-                    "(CLONE_VM): not restored yet"
-                )
+        other = seen.setdefault(task.ids.sighand_id, task)
+        if other.ids.vm_id != task.ids.vm_id:
+            raise ImageError(
+                f"ids-{task.pid}.img: signal handlers of pid {other.pid}, but not its memory"
+            )
 
 
 def _own_namespaces(

@@ -119,6 +119,8 @@ class TaskSnapshot:
         self.pages_id = tree.pages_id
         self.links = Links(pid)
         self.waits: dict[int, Wait] = {}
+        self.sharers: list[list[int]] = []
+        """The other processes that have its memory, generation by generation."""
         self.vmas: list[pb.vma_entry] = []
         self._attached: tuple[list[pb.vma_entry], dict[int, str]] = [], {}
         self.cores: dict[int, pb.core_entry] = {}

@@ -7,11 +7,12 @@ record of its own.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Self, TypeVar
 
-from ckpt.engine import Engine, Stop, engine
+from ckpt.engine import Elsewhere, Engine, Stop, engine
 from ckpt.errors import CkptError, NoSuchTask, TargetDied
 from ckpt.files.opened import OpenFiles
 from ckpt.freeze import Frozen, FrozenProcess
@@ -22,16 +23,18 @@ from ckpt.kernel import procfs
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.kcmp import Kcmp, kcmp
 from ckpt.kernel.pidfd import pidfd_open
+from ckpt.memory.layout import Range
 from ckpt.options import DumpOptions
-from ckpt.refuse import check, check_memory
+from ckpt.refuse import VFORK_S, await_vfork, check, check_memory
 from ckpt.sandbox import Sandbox
 from ckpt.snapshot import Again, Snapshot, TaskSnapshot
 from ckpt.task.restart import Wait
 
 T = TypeVar("T")
 
+SHARED = (Kcmp.FILES, Kcmp.FS, Kcmp.VM, Kcmp.SIGHAND)
+"""What processes may share besides open files and mapped objects (clone(2))."""
 _ROUNDS = 4
-_VFORK_S = 1.0  # how long a vfork(2) may last: until the child executes
 
 
 class Target:
@@ -47,9 +50,16 @@ class Target:
         self.held = ExitStack()
         self.pidfd = pidfd_open(pid)
         self.held.callback(os.close, self.pidfd)
-        self.files = self.fs = pid
-        """Whose descriptors, and whose directories, it has: itself, or who shares them with it."""
+        self.owners = dict.fromkeys(SHARED, pid)
+        """Whose descriptors, memory and so on it has: its own, or those of who shares them."""
+        self.reserved: list[Range] = []
+        """Where segments of ours are to be in its memory; one list for all who share that."""
         self.sandbox = Sandbox(pid)
+
+    @property
+    def memory_of(self) -> int:
+        """Return whose memory it has: its own pid, or that of who has it saved."""
+        return self.owners[Kcmp.VM]
 
     def begin(self, tree: Snapshot, guard: Guard) -> None:
         """Have it guarded, and take note of what is taken of it."""
@@ -60,7 +70,7 @@ class Target:
     def look_ahead(self, glance: Glance) -> None:
         """Take what will most likely be the same in the freeze, and open what will be read."""
         with uninterrupted():  # or their segment would stay
-            questions = Questions(self.pid, self.snapshot.guard, self.sandbox)
+            questions = Questions(self.pid, self.snapshot.guard, self.sandbox, self.reserved)
             self.questions = self.held.enter_context(questions)
         self.questions.look_ahead(glance)
         self.memory.look_ahead(glance)
@@ -68,7 +78,10 @@ class Target:
 
 
 class _Owners:
-    """Processes of which no two share something, in kcmp(2)'s order: so few have to be asked."""
+    """Processes of which no two share something, in kcmp(2)'s order: so few have to be asked.
+
+    Of memory that order holds only as long as none of them executes another program.
+    """
 
     def __init__(self, kind: Kcmp) -> None:
         self._kind, self._pids = kind, list[int]()
@@ -104,7 +117,7 @@ class Targets:
         self.zombies: dict[int, procfs.Stat] = {}
         self.taken = False
         """Whether all has been taken of them, and is on disk."""
-        self._files, self._fs = _Owners(Kcmp.FILES), _Owners(Kcmp.FS)
+        self._owners = {kind: _Owners(kind) for kind in (Kcmp.FILES, Kcmp.FS, Kcmp.VM)}
 
     def __enter__(self) -> Self:
         return self
@@ -159,30 +172,57 @@ class Targets:
     def _try(self, pid: int, parent: Target) -> Target | None:
         """Take in a child, unless it has ended."""
         try:
-            return None if procfs.is_ending(pid) else self._take_in(pid, parent, _VFORK_S)
+            return None if procfs.is_ending(pid) else self._take_in(pid, parent)
         except CkptError:
             if not procfs.is_ending(pid):
                 raise
             return None
 
-    def _take_in(
-        self, pid: int, parent: Target | None, patience: float = 0, *, stopped: bool = False
-    ) -> Target:
+    def _take_in(self, pid: int, parent: Target | None, *, stopped: bool = False) -> Target:
         target = Target(pid, parent)
         try:
-            check(pid, self.root, self._options, patience)
+            check(pid, self.root, self._options)
             if not stopped:
                 target.sandbox.look()
-            target.files, target.fs = self._files.of(pid), self._fs.of(pid)
-            if target.files == pid:
+            target.owners = self._find_owners(pid)
+            if target.memory_of != pid:
+                target.reserved = self._all[target.memory_of].reserved
+            if target.owners[Kcmp.FILES] == pid:
                 self._opened.add(pid, target.pidfd)
         except BaseException:
-            self._files.leave_out(pid, None)
-            self._fs.leave_out(pid, None)
+            for owners in self._owners.values():
+                owners.leave_out(pid, None)
             target.held.close()
             raise
         self._all[pid] = target
         return target
+
+    def _find_owners(self, pid: int) -> dict[Kcmp, int]:
+        """Return whose what a process has; who is about to execute a program has it done first."""
+        deadline = time.monotonic() + VFORK_S
+        while True:
+            found = {kind: owners.of(pid) for kind, owners in self._owners.items()}
+            memory = found[Kcmp.VM]
+            with_it = [one for one in self if one.memory_of == memory != pid]
+            if not await_vfork(pid, [one.pid for one in with_it], deadline):
+                break
+        # Signal handlers are shared by some of those only who share their memory.
+        handlers = (one for one in with_it if not kcmp(Kcmp.SIGHAND, one.pid, pid))
+        first = next(handlers, None)
+        return found | {Kcmp.SIGHAND: first.owners[Kcmp.SIGHAND] if first else pid}
+
+    def see_who_shares(self) -> None:
+        """See that it is known who shares memory with whom; raises Again.
+
+        Who executes another program gets other memory, and has then another place in kcmp's order;
+        from here on whoever does so is found out (`infect`).
+        """
+        ordered = _Owners(Kcmp.VM)
+        for target in self:
+            pid, owner = target.pid, ordered.of(target.pid)
+            if owner != target.memory_of and not procfs.is_ending(pid):
+                raise Again(f"pid {pid} has executed another program, or shares memory by now")
+        self._owners[Kcmp.VM] = ordered
 
     def begin(self, tree: Snapshot) -> None:
         """Begin to save their memory."""
@@ -194,7 +234,15 @@ class Targets:
         name, log = self._options.engine, self._options.log
         with uninterrupted():  # or a segment would stay
             target.begin(self._tree, self._guard)
+            if target.memory_of != target.pid:
+                target.memory = Elsewhere()
+                return
+            target.snapshot.sharers = self._sharers(target)
             target.memory = target.held.enter_context(engine(target.snapshot, name, log))
+
+    def _sharers(self, owner: Target) -> list[list[int]]:
+        """Return who shares a process's memory with it, generation by generation."""
+        return _generations(one for one in self if one.memory_of == owner.pid and one is not owner)
 
     def each(self, do: Callable[[Target], None], some: Iterable[Target] | None = None) -> None:
         """Do it with all, or some; a child that ends meanwhile is left out."""
@@ -231,26 +279,25 @@ class Targets:
         return [] if self.root in ended else ended
 
     def _leave_out(self, pid: int) -> None:
+        """Forget a process; what others have shared with it is one of theirs from now on."""
         target = self._all.pop(pid)
         self._opened.leave_out(pid)
         target.held.close()
-        files = [other for other in self if other.files == pid]
-        fs = [other for other in self if other.fs == pid]
-        for other in files:
-            other.files = files[0].pid
-        for other in fs:
-            other.fs = fs[0].pid
-        self._files.leave_out(pid, files[0].pid if files else None)
-        self._fs.leave_out(pid, fs[0].pid if fs else None)
-        if files:
-            self._opened.add(files[0].pid, files[0].pidfd)
+        for kind in SHARED:
+            heirs = [other for other in self if other.owners[kind] == pid]
+            for other in heirs:
+                other.owners[kind] = heirs[0].pid
+            if kind in self._owners:
+                self._owners[kind].leave_out(pid, heirs[0].pid if heirs else None)
+            if heirs and kind is Kcmp.FILES:
+                self._opened.add(heirs[0].pid, heirs[0].pidfd)
+            elif heirs and kind is Kcmp.VM and hasattr(target, "memory"):
+                # What was saved of it was saved by way of who is no more.
+                raise Again(f"pid {pid} has ended, whose memory pid {heirs[0].pid} shares")
 
     def generations(self) -> list[list[int]]:
         """Return the descendants' pids, generation by generation."""
-        found: dict[int, list[int]] = {}
-        for target in self:
-            found.setdefault(target.generation, []).append(target.pid)
-        return [pids for generation, pids in sorted(found.items()) if generation]
+        return _generations(target for target in self if target.pid != self.root)
 
     @property
     def waits(self) -> dict[int, Wait]:
@@ -285,7 +332,7 @@ class Targets:
                     f"pid {pid} has left the tree: its parent has ended",
                     hint="try again when it has ended, too, or end it",
                 )
-            for kind, owner in ((Kcmp.FILES, target.files), (Kcmp.FS, target.fs)):
+            for kind, owner in target.owners.items():
                 if owner != pid and kcmp(kind, owner, pid):
                     raise Again(f"pid {pid} has taken leave of what it shared with pid {owner}")
 
@@ -301,13 +348,21 @@ class Targets:
         target = self._take_in(pid, parent, stopped=True)
         check_memory(pid, self._options)
         target.begin(self._tree, self._guard)
-        target.memory = target.held.enter_context(Stop(target.snapshot))
+        target.memory = Elsewhere() if target.memory_of != pid else Stop(target.snapshot)
         target.look_ahead(glance)
         target.snapshot.links.save(self._tree.files)
 
     def frozen(self, frozen: Frozen) -> list[tuple[Target, FrozenProcess]]:
         """Return all with what they are as stopped processes."""
         return [(target, frozen.processes[target.pid]) for target in self]
+
+
+def _generations(targets: Iterable[Target]) -> list[list[int]]:
+    """Return the pids of some, generation by generation."""
+    found: dict[int, list[int]] = {}
+    for target in targets:
+        found.setdefault(target.generation, []).append(target.pid)
+    return [pids for _, pids in sorted(found.items())]
 
 
 def _parents(frozen: Frozen, seen: Seen) -> dict[int, int]:

@@ -9,7 +9,7 @@ import os
 import signal
 import termios
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -37,7 +37,14 @@ from ckpt.rebuild import Origin, Room, Task, clone_error
 from ckpt.saved import Files, Saved
 from ckpt.task import ending
 
-_CLONE_FS, _CLONE_FILES, _CLONE_PARENT = 0x200, 0x400, 0x8000
+_CLONE_VM, _CLONE_FS, _CLONE_FILES, _CLONE_SIGHAND = 0x100, 0x200, 0x400, 0x800
+_CLONE_PARENT = 0x8000
+_SHARED = {
+    "files_id": _CLONE_FILES,
+    "fs_id": _CLONE_FS,
+    "vm_id": _CLONE_VM,
+    "sighand_id": _CLONE_SIGHAND,
+}
 _PR_SET_CHILD_SUBREAPER = 36
 _OPTIONS = Options.SYSGOOD | Options.FORK | Options.CLONE | Options.EXITKILL
 
@@ -153,7 +160,7 @@ class Tree:
         fill()
         self._set_foreground(files)
         for task in self.tasks:
-            task.leave_to_pager(files, self._readers[task.saved.pid])
+            task.leave_to_pager(files, self._readers[task.saved.memory_of])
         if self._daemon:
             for pid in self.saved.dead:
                 self._daemon.pass_over(pid)
@@ -185,7 +192,10 @@ class Tree:
         else:  # a sibling has its maker's exit signal
             self._clone(self._remotes[step.by], item.pid, flags | _CLONE_PARENT, 0)
         self.forking_ns += time.monotonic_ns() - since
-        self._take(item, self._origin(step.by))
+        if flags & _CLONE_VM:
+            self._take_sharer(item, self._made[step.by])
+        else:
+            self._take(item, self._origin(step.by))
 
     def _fork_orphan(self, step: Step) -> None:
         """Have a child of a task fork another, and end: its nearest subreaper is the new parent."""
@@ -226,10 +236,18 @@ class Tree:
         if item.state is not State.ALIVE:
             self._bare[item.pid] = origin
             return
-        saved, remote = self.saved.tasks[item.pid], self._remotes[item.pid]
+        self._empty[item.pid] = self._task(item.pid, origin)
+
+    def _take_sharer(self, item: Item, maker: Task) -> None:
+        """Take note of a task whose memory is there, as it is its maker's."""
+        self._made[item.pid] = task = self._task(item.pid, maker.origin)
+        task.share(maker)
+
+    def _task(self, pid: int, origin: Origin) -> Task:
+        saved, remote = self.saved.tasks[pid], self._remotes[pid]
         task = Task(saved, self.options, remote, self._room, self._regs, origin, self._daemon)
         self.tasks.append(task)
-        self._empty[item.pid] = task
+        return task
 
     def _origin(self, pid: int) -> Origin:
         """Return what forks of a task have from it."""
@@ -240,11 +258,11 @@ class Tree:
         tasks = list(self._empty.values())
         self._empty.clear()
         readers = self._readers
-        self._together(task.begin(files, readers[task.saved.pid]) for task in tasks)
+        self._together(task.begin(files, readers[task.saved.memory_of]) for task in tasks)
         for task in tasks:
             task.join_namespaces(image)
             self._made[task.saved.pid] = task
-        self._together(task.map(files, readers[task.saved.pid]) for task in tasks)
+        self._together(task.map(files, readers[task.saved.memory_of]) for task in tasks)
 
     def _together(self, steps: Iterable[Errands]) -> None:
         side_by_side(steps, self._regs)
@@ -281,7 +299,11 @@ class Tree:
         """Have all take on what is each process's own, and make their threads."""
         shares = self._shares
         self._together(
-            task.become(files, shares_fs=bool(shares[task.saved.pid] & _CLONE_FS))
+            task.become(
+                files,
+                shares_fs=bool(shares[task.saved.pid] & _CLONE_FS),
+                shares_actions=bool(shares[task.saved.pid] & _CLONE_SIGHAND),
+            )
             for task in self.tasks
         )
         self._together(task.make_threads() for task in self.tasks)
@@ -305,10 +327,13 @@ class Tree:
         """Give all threads their registers, take the stub away, call ready(pid), let them go."""
         for task in self.tasks:
             task.await_pager()
-        self._stop()
+        stopped = [task for task in reversed(self.tasks) if task.is_stopped]
         running = [task for task in self.tasks if not task.is_stopped]
+        # Who is the last in a memory to go home takes the stub away.
+        last = {task.saved.memory_of: task for task in [*stopped, *running]}.values()
+        self._stop(stopped, last)
         self._together(task.arm() for task in running)
-        self._together(task.go_home() for task in running)
+        self._together(task.go_home(last=task in last) for task in running)
         self._room.segment.close()
         if self._daemon:
             self._daemon.finish()
@@ -322,12 +347,11 @@ class Tree:
             if not self._started:
                 raise  # else it is too late
 
-    def _stop(self) -> None:
+    def _stop(self, tasks: Iterable[Task], last: Collection[Task]) -> None:
         """Have those stop who were: their parents are told, and forget that when they are armed."""
-        for task in reversed(self.tasks):
-            if task.is_stopped:
-                self._together([task.arm()])
-                self._together([task.go_home()])
+        for task in tasks:
+            self._together([task.arm()])
+            self._together([task.go_home(last=task in last)])
 
     def _let_go(self) -> None:
         """Let all go, or none: if we die on the way, what becomes of one becomes of all."""
@@ -347,7 +371,7 @@ def _shared(plan: list[Step], saved: Saved) -> dict[int, int]:
     Raises Unsupported if it shares with another one that is there before it.
     """
     flags = {step.item.pid: 0 for step in plan if step.do in (Do.FORK, Do.ORPHAN)}
-    for field, flag in (("files_id", _CLONE_FILES), ("fs_id", _CLONE_FS)):
+    for field, flag in _SHARED.items():
         ids = {pid: getattr(task.ids, field) for pid, task in saved.tasks.items()}
         first: dict[int, int] = {}
         for do, item, by in plan:
@@ -358,8 +382,8 @@ def _shared(plan: list[Step], saved: Saved) -> dict[int, int]:
                 flags[item.pid] |= flag
             elif mine in first:
                 raise Unsupported(
-                    f"pid {item.pid} shares {field} with pid {first[mine]}, which is not its "
-                    "parent: not restored yet"
+                    f"pid {item.pid} shares {field} with pid {first[mine]}, which cannot make it: "
+                    "not restored yet"
                 )
             first.setdefault(mine, item.pid)
     return flags

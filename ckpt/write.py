@@ -6,8 +6,9 @@ import time
 from ckpt.image import pb
 from ckpt.image.text import set_text
 from ckpt.kernel import procfs
+from ckpt.kernel.kcmp import Kcmp
 from ckpt.snapshot import Snapshot
-from ckpt.targets import Target, Targets
+from ckpt.targets import SHARED, Target, Targets
 from ckpt.task import cgroups, ids, regs
 from ckpt.task.process import TASK_DEAD
 from ckpt.task.seccomp import Filters
@@ -22,6 +23,9 @@ def write(snapshot: Snapshot, targets: Targets) -> None:
     snapshot.opened.close_copies()  # memory may take long to write
     for target in targets:
         target.memory.finish()
+    for target in targets:
+        if target.memory_of == target.pid:
+            put_mm(target)
     numbers = {target.pid: number for number, target in enumerate(targets)}
     cgroups.dump([target.snapshot for target in targets], image)
     for target in targets:
@@ -56,22 +60,26 @@ def put_core(target: Target, filters: Filters) -> None:
     filters.dump(pid, target.sandbox.chains(snapshot.cores), snapshot.cores)
 
 
+def put_mm(target: Target) -> None:
+    """Complete the record of an address space."""
+    task = target.snapshot
+    task.mm.exe_file_id = task.links.ids["exe"]
+    task.mm.vmas.extend(task.vmas)
+
+
 def write_task(snapshot: Snapshot, target: Target, numbers: dict[int, int]) -> None:
     """Write the records of one process; numbers are those of all."""
     pid, image, task = target.pid, snapshot.image, target.snapshot
     links = task.links.ids
-    task.mm.exe_file_id = links["exe"]
-    task.mm.vmas.extend(task.vmas)
-    image.write("mm", task.mm, id=pid)
+    image.write("mm", snapshot.tasks[target.memory_of].mm, id=pid)
     for tid, core in task.cores.items():
         image.write("core", core, id=tid)
     fs = pb.fs_entry(cwd_id=links["cwd"], root_id=links["root"], umask=task.status.umask)
     image.write("fs", fs, id=pid)
-    record = ids.task_ids(
-        numbers[pid], numbers[target.files], numbers[target.fs], snapshot.own_namespaces
-    )
+    files, directories, memory, handlers = (numbers[target.owners[kind]] for kind in SHARED)
+    record = ids.task_ids(files, directories, memory, handlers, snapshot.own_namespaces)
     image.write("ids", record, id=pid)
-    if target.files == pid:
+    if target.owners[Kcmp.FILES] == pid:
         image.write("fdinfo", *snapshot.opened.entries(pid), id=record.files_id)
 
 

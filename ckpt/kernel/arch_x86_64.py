@@ -72,6 +72,8 @@ class NR(IntEnum):
     fchdir = 81
     readlink = 89
     umask = 95
+    clone = 56
+    vfork = 58
     wait4 = 61
     setpgid = 109
     setsid = 112

@@ -29,19 +29,19 @@ def namespace(kind: str, *, own: bool) -> int:
 
 
 def task_ids(
-    number: int = 0, files: int = 0, fs: int = 0, own: Iterable[str] = ()
+    files: int = 0, fs: int = 0, vm: int = 0, sighand: int = 0, own: Iterable[str] = ()
 ) -> pb.task_kobj_ids_entry:
     """Return the ids of a task of a tree, which has our namespaces but for its own kinds.
 
-    number is the task's, files and fs are those of the tasks whose descriptors and directories
-    it has: its own, if it shares neither.
+    The others are the numbers of the tasks whose descriptors, directories, memory and signal
+    handlers it has: its own, of what it shares with nobody.
     """
     spaces = _NAMESPACES | {f"{kind}_ns_id": namespace(kind, own=True) for kind in own}
     return pb.task_kobj_ids_entry(
-        vm_id=_FIRST + number,
+        vm_id=_FIRST + vm,
         files_id=_FIRST + files,
         fs_id=_FIRST + fs,
-        sighand_id=_FIRST + number,
+        sighand_id=_FIRST + sighand,
         **spaces,
     )
 

@@ -96,12 +96,8 @@ def ask(posix_timers: list[PosixTimer], batch: Batch) -> Answer:
 # --- restore
 
 
-def restore(entry: pb.task_core_entry, actions: list[bytes], batch: Batch) -> None:
-    """Add the calls for what the whole process shares, timers and limits excepted.
-
-    actions are the signal actions that it has now.
-    """
-    sigacts.restore(entry.sigactions, actions, batch)
+def restore(entry: pb.task_core_entry, batch: Batch) -> None:
+    """Add the calls for what all threads share; but for signal actions, timers and limits."""
     if entry.personality:
         batch.call(NR.personality, entry.personality, must=True)
     if entry.child_subreaper:

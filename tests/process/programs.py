@@ -249,6 +249,7 @@ TREES = (
     program("tree_shared_sysv", "sysv", source="tree_shared"),
     program("tree_files"),
     program("tree_files_fs", "fs", source="tree_files", criu="refuses tasks with CLONE_FS"),
+    program("tree_vm", criu="refuses tasks with CLONE_VM"),
     program("tree_cow"),
     program("tree_state", criu="keeps no CPUs, I/O priority and timer slack"),
     program("tree_state_simple", "simple", peers_only=True, source="tree_state"),

@@ -266,7 +266,7 @@ def register(uffd):
     uffd.register(start, start + 4096, Mode.WP)
     kept.append(uffd)
 with Guard() as guard, guard.ward(pid, pidfd) as ward:
-    fetch_userfaultfd(pid, pidfd, TRACKING, register, ward, Sandbox(pid))
+    fetch_userfaultfd(pid, pidfd, TRACKING, register, ward, Sandbox(pid), [])
     kept[0].protect([(start, 4096)])
     os.kill(pid, signal.SIGUSR1)
     def waits(task):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from test_programs import Way
 
 from ckpt.image.directory import ImageDir
 from ckpt.kernel.ffi import ffi, lib
+from ckpt.kernel.kcmp import Kcmp, kcmp
 
 pytestmark = pytest.mark.process
 
@@ -138,7 +140,7 @@ def test_a_status_that_none_ends_with(place: Path, status: int) -> None:
         gone(list(cores))
 
 
-@pytest.mark.parametrize("field", ["vm_id", "sighand_id", "files_id", "fs_id", "ipc_ns_id"])
+@pytest.mark.parametrize("field", ["files_id", "fs_id", "ipc_ns_id"])
 def test_what_is_not_restored_yet(place: Path, field: str) -> None:
     """Siblings that share what only a child can share with its parent, or nobody."""
     images = place / "images"
@@ -153,6 +155,39 @@ def test_what_is_not_restored_yet(place: Path, field: str) -> None:
         assert f"pid {below[-1]}" in str(failure.value)
         assert "not restored yet" in str(failure.value)
         gone([target.pid, *below])
+
+
+def shares_memory(one: int, other: int) -> bool:
+    return kcmp(Kcmp.VM, one, other) == 0
+
+
+def test_memory_that_is_shared(place: Path) -> None:
+    """It is saved once, and shared again by the same, but not by who cannot be made so."""
+    images, way = place / "images", WAYS[2]
+    with Target(Program("tree_vm", "tree_vm"), place / "target") as target:
+        pids = [target.pid, *(one.pid for one in psutil.Process(target.pid).children())]
+        alive = [pid for pid in pids if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+        before = [shares_memory(*pair) for pair in combinations(alive, 2)]
+        below = dump(way, target, images)
+        with ImageDir.open(str(images)) as image:
+            ids = {pid: image.read("ids", pid) for pid in alive}
+            assert len({one.vm_id for one in ids.values()}) == len(image.ids("pagemap")) == 3
+            grandchild = next(e for e, _ in image.records("pstree") if e.ppid not in (0, pids[0]))
+            changed = image.read("ids", grandchild.pid)
+        mine, changed.vm_id = changed.vm_id, ids[target.pid].vm_id
+        rewrite(images / f"ids-{grandchild.pid}.img", changed)
+        with pytest.raises(pytest.fail.Exception, match="exit code 6"):  # handlers of another
+            way.restorer().restore(target, images)
+        changed.sighand_id = 99
+        rewrite(images / f"ids-{grandchild.pid}.img", changed)
+        with pytest.raises(pytest.fail.Exception, match="which cannot make it: not restored yet"):
+            way.restorer().restore(target, images)
+        gone([target.pid, *below])
+        changed.vm_id = mine
+        rewrite(images / f"ids-{grandchild.pid}.img", changed)
+        way.restorer().restore(target, images)
+        assert [shares_memory(*pair) for pair in combinations(alive, 2)] == before
+        target.judge("the restored copy", images)
 
 
 def test_the_root_is_waited_for(place: Path) -> None:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from contextlib import suppress
 from random import Random
 
 import pytest
@@ -7,8 +8,8 @@ from ckpt.errors import ImageError, Unsupported
 from ckpt.pstree import Do, Item, State, plan, tree
 
 
-def item(pid, ppid, pgid=10, sid=10, threads=(), state=State.ALIVE):
-    return Item(pid, ppid, pgid, sid, threads, state)
+def item(pid, ppid, pgid=10, sid=10, threads=(), state=State.ALIVE, memory=0):
+    return Item(pid, ppid, pgid, sid, threads, state, memory)
 
 
 def made(*items):
@@ -45,7 +46,7 @@ def made(*items):
 
 
 def items_again(items):
-    return [Item(i.pid, i.ppid, i.pgid, i.sid, i.threads, i.state) for i in items]
+    return [Item(i.pid, i.ppid, i.pgid, i.sid, i.threads, i.state, i.memory) for i in items]
 
 
 def wanted(*items):
@@ -153,6 +154,41 @@ def test_an_orphan_of_a_session_further_below():
     check(item(10, 0), nephew, item(14, 13, 12, 12), item(11, 10), item(12, 11, 12, 12))
 
 
+def makers(*items):
+    return {step.item.pid: step.by for step in plan(tree(items_again(items))) if step.do is Do.FORK}
+
+
+def test_memory_of_a_parent():
+    items = item(10, 0, memory=1), item(11, 10, memory=1), item(12, 11, memory=1)
+    check(*items)
+    assert makers(*items) == {10: 0, 11: 10, 12: 11}
+
+
+def test_memory_of_a_sibling():
+    items = (
+        item(10, 0, memory=1), item(11, 10, memory=2), item(12, 10, memory=1),
+        item(13, 10, memory=2), item(14, 13, memory=2), item(15, 10, memory=3),
+    )  # fmt: skip
+    check(*items)
+    assert makers(*items) == {10: 0, 11: 10, 12: 10, 13: 11, 14: 13, 15: 10}
+
+
+def test_memory_of_a_sibling_that_leads_a_session():
+    first = item(11, 10, 11, 11, memory=2)
+    items = item(10, 0, memory=1), first, item(12, 10, memory=2), item(13, 10, 11, 11, memory=2)
+    check(*items)
+    assert makers(*items) == {10: 0, 11: 10, 12: 11, 13: 11}
+    items = item(10, 0, memory=1), item(12, 10, 13, 13, memory=2), item(13, 10, 13, 13, memory=2)
+    check(*items)
+    assert makers(*items) == {10: 0, 12: 13, 13: 10}
+
+
+def test_memory_of_a_sibling_and_the_session_of_its_child():
+    items = item(10, 0, memory=1), item(11, 10, memory=2), item(12, 10, 14, 14, memory=2)
+    with pytest.raises(Unsupported, match="pid 12 has the memory of pid 11"):
+        plan(tree([*items, item(13, 10), item(14, 11, 14, 14)]))
+
+
 def test_a_session_that_is_elsewhere():
     cousin = item(14, 13, 12, 12)
     with pytest.raises(Unsupported, match="pid 14 is in session 12"):
@@ -207,6 +243,16 @@ class Past:
         if self.random.random() < 0.7:
             del self.there[one.pid]
 
+    def clone(self, one: Item) -> None:
+        """Have a child, or a sibling, with the same memory."""
+        parent = one.ppid if one.ppid and self.random.random() < 0.5 else one.pid
+        self.fork(one)
+        one.memory = one.memory or one.pid
+        self.there[self.last].ppid, self.there[self.last].memory = parent, one.memory
+
+    def execute(self, one: Item) -> None:
+        one.memory = 0
+
 
 @pytest.mark.parametrize("seed", range(300))
 def test_any_past(seed):
@@ -214,3 +260,15 @@ def test_any_past(seed):
     for _ in range(past.random.randrange(60)):
         past.step()
     check(*past.there.values())
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_any_past_with_shared_memory(seed):
+    """Whatever it is, nobody is made another's child than he was."""
+    past = Past(seed)
+    for _ in range(past.random.randrange(30)):
+        alive = [one for one in past.there.values() if one.state is State.ALIVE]
+        do = past.random.choice([past.clone, past.clone, past.execute, lambda _: past.step()])
+        do(past.random.choice(alive))
+    with suppress(Unsupported):
+        check(*past.there.values())
