@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from ckpt.errors import NoSuchTask, NotPermitted
@@ -87,35 +88,47 @@ def bury(
     stub: Range | None = None,
     guard: Ward | None = None,
     sandbox: Sandbox | None = None,
+    sharers: Sequence[int] = (),
 ) -> None:
     """Have a process wait for a child that no wait() of its own finds, as soon as that is dead.
 
-    stub is a segment that may have been left attached in it, to be detached as well.
+    stub is a segment that may have been left attached in it, to be detached as well. The sharers
+    have its memory, too, and are stopped with it.
     """
     with suppress(NoSuchTask):  # the process has ended: the child is init's
         _await_end(child)
-        while not _try_to_bury(pid, child, stub or (0, 0), guard, sandbox):
+        while not _try_to_bury(pid, child, stub or (0, 0), guard, sandbox, sharers):
             time.sleep(0.001)
 
 
 def _try_to_bury(
-    pid: int, child: int, stub: Range, guard: Ward | None, sandbox: Sandbox | None
+    pid: int,
+    child: int,
+    stub: Range,
+    guard: Ward | None,
+    sandbox: Sandbox | None,
+    sharers: Sequence[int],
 ) -> bool:
     """Do it, unless the guard is at work just now."""
     try:
-        return _do_bury(pid, child, stub, guard, sandbox)
+        return _do_bury(pid, child, stub, guard, sandbox, sharers)
     except NotPermitted:
         return False
 
 
 def _do_bury(
-    pid: int, child: int, stub: Range, guard: Ward | None, sandbox: Sandbox | None
+    pid: int,
+    child: int,
+    stub: Range,
+    guard: Ward | None,
+    sandbox: Sandbox | None,
+    sharers: Sequence[int],
 ) -> bool:
     """Do it, unless the thread is still in the stub, from where it goes home by itself."""
     with (
         uninterrupted(),  # or their segment would stay
         Errand(pid, guard, sandbox, CALLS) as errand,
-        Frozen(pid) as frozen,
+        Frozen(pid, [[one] for one in sharers]) as frozen,
     ):
         one = frozen.leader
         if any(stub[0] <= place < stub[1] for place in (one.regs.ip, one.regs.sp)):
@@ -142,7 +155,7 @@ def _await_end(pid: int) -> None:
 class Undertaker:
     """A process of ours that buries the child if we are killed; it waits for nothing else."""
 
-    def __init__(self, pid: int, clone: Call, stub: Range) -> None:
+    def __init__(self, pid: int, clone: Call, stub: Range, sharers: Sequence[int]) -> None:
         reader, self._writer = os.pipe2(os.O_CLOEXEC)
         self._pid = os.fork()
         if not self._pid:
@@ -151,19 +164,19 @@ class Undertaker:
                 os.closerange(0, reader)
                 os.closerange(reader + 1, 1 << 30)
                 if not os.read(reader, 1):
-                    self._work(pid, clone, stub)
+                    self._work(pid, clone, stub, sharers)
             finally:
                 os._exit(0)
         os.close(reader)
 
     @staticmethod
-    def _work(pid: int, clone: Call, stub: Range) -> None:
+    def _work(pid: int, clone: Call, stub: Range, sharers: Sequence[int]) -> None:
         """Bury it, once we know it: the call may be still on its way."""
         deadline = time.monotonic() + _PATIENCE
         while clone.ret == -errno.EINPROGRESS and time.monotonic() < deadline:
             time.sleep(0.001)
         if clone.ret > 0:
-            bury(pid, clone.ret, stub)
+            bury(pid, clone.ret, stub, sharers=sharers)
 
     def dismiss(self) -> None:
         """Send it away."""

@@ -73,7 +73,8 @@ class Fork:
         self._clone = ask(self._batch)
         segment = self._errand.segment
         stub = segment.base, segment.base + segment.size
-        self._undertaker = Undertaker(self.pid, self._clone, stub)
+        sharers = self.snapshot.sharers()
+        self._undertaker = Undertaker(self.pid, self._clone, stub, sharers)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,7 +93,8 @@ class Fork:
             self._ended = True
             kill(pid)
             since = time.monotonic_ns()
-            bury(self.pid, pid, guard=self.snapshot.guard, sandbox=self.snapshot.sandbox)
+            one = self.snapshot
+            bury(self.pid, pid, guard=one.guard, sandbox=one.sandbox, sharers=one.sharers())
             took = time.monotonic_ns() - since
             self._log.line(INFO, f"child {pid} is gone; that took {took / 1e6:.3f} ms")
 

@@ -283,9 +283,10 @@ def _gadget(pid: int, mappings: list[maps.MapsEntry]) -> Gadget:
 class Errand:
     """Calls that the first thread of a process makes for us, while all threads are stopped.
 
-    Then none of them forks or executes with the segment in place. A context manager; made while
-    the process runs. The rest of the segment, beyond `slot`, is the caller's. Without a sandbox it
-    has been seen to that the thread may make the calls.
+    All that have its memory, of other processes, too: then none of them forks or executes with the
+    segment in place. A context manager; made while the process runs. The rest of the segment,
+    beyond `slot`, is the caller's. Without a sandbox it has been seen to that the thread may make
+    the calls.
     """
 
     def __init__(
@@ -350,20 +351,20 @@ def fetch_userfaultfd(
     register: Callable[[Userfaultfd], None],
     guard: Ward,
     sandbox: Sandbox,
-    sharers: list[list[int]],
+    sharers: list[int],
 ) -> dict[int, Wait]:
     """Have a running process open a userfaultfd, take it over, and leave none with it.
 
-    Gives it to register while the process is stopped, and the sharers, who have the same memory,
-    generation by generation: its mappings are whole then. Returns the
-    waits that stopping the process has interrupted. The call that closes it there is in the batch
-    that opens it: without us it would be made all the same.
+    Gives it to register while the process is stopped, and the sharers, who have its memory, too
+    (parents first): its mappings are whole then. Returns the waits that stopping them has
+    interrupted. The call that closes it there is in the batch that opens it: without us it would be
+    made all the same.
     Raises KernelError (EPERM: it may not, nor may we for it).
     """
     with (
         uninterrupted(),
         Errand(pid, guard, sandbox, _FETCHING) as errand,
-        Frozen(pid, sharers) as frozen,
+        Frozen(pid, [[one] for one in sharers]) as frozen,
         errand.lent(frozen) as remote,
     ):
         one, batch = frozen.leader, remote.batch()

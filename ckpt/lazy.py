@@ -73,16 +73,18 @@ def register(uffd: Userfaultfd, entries: Iterable[pb.vma_entry]) -> None:
 class Lazy:
     """A process that is restored lazily: pages to come late, and the pager that brings them.
 
-    pid is what its image calls it. owner is whom to kill when the pager dies for good: a pid, or a
-    process group if negative; nobody if 0.
+    pid is what its image calls it. owners are whom to kill when the pager dies for good: who has
+    this memory, each by its pid, or its process group if negative.
     """
 
     LOST = ImageError.exit_code
     """What a pager ends with if all is in but what could not be read."""
 
-    def __init__(self, pid: int, owner: int, first: Iterable[int], options: RestoreOptions) -> None:
+    def __init__(
+        self, pid: int, owners: Iterable[int], first: Iterable[int], options: RestoreOptions
+    ) -> None:
         self.pages = 0
-        self._pid, self._owner, self._options = pid, owner, options
+        self._pid, self._owners, self._options = pid, [*owners], options
         self._huge: list[Range] = []
         self._log: Log = options.log
         self._images = os.path.abspath(options.images_dir)
@@ -191,7 +193,7 @@ class Lazy:
             if int(name) > 2 and int(name) not in kept:
                 with suppress(OSError):  # the listing's own
                     os.close(int(name))
-        self._tripwire = Tripwire(self._owner)
+        self._tripwire = Tripwire(self._owners)
         # A segment that the restore has attached is attached as often as there are copies of us.
         for entry in maps.maps("self"):
             if entry.path.startswith("/SYSV"):

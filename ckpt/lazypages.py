@@ -5,7 +5,7 @@ Each process gets a pager of its own, the same that a restore without a daemon g
 the same promises: the daemon itself may die.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -79,13 +79,29 @@ def _start(
         options.log.line(WARNING, text)
     mm = image.read("mm", pid)
     mappings = vmas.checked(mm.vmas or (vma for vma, _ in image.records("vmas", pid)))
-    leads = pid in (items[pid].sid, items[pid].pgid)
-    pager = Lazy(pid, -here if leads else here, [mm.mm_arg_start, mm.mm_env_start], options)
+    owners = _owners(pid, here, items, image)
+    pager = Lazy(pid, owners, [mm.mm_arg_start, mm.mm_env_start], options)
     with PageReader(image, "pagemap", pid) as reader:
         # What it maps is not known to be registered yet: nothing comes before it is asked for.
         pager.start(uffd, _late(mappings, reader), [], reader, here=here, beforehand=0)
     options.log.line(INFO, f"pid {pid}: {pager.pages} pages")
     return pager
+
+
+def _owners(
+    pid: int, here: int, items: dict[int, pb.pstree_entry], image: ImageDir
+) -> Iterator[int]:
+    """Yield whom to kill when the pagers of a memory die: a process, and who shares it, by pid.
+
+    In a pid namespace of theirs the others' pids are not known here.
+    """
+    mine = image.read("ids", pid).vm_id
+    for one in items if here else ():
+        leads = one in (items[one].sid, items[one].pgid)
+        if one == pid:
+            yield -here if leads else here
+        elif here == pid and image.exists("ids", one) and image.read("ids", one).vm_id == mine:
+            yield -one if leads else one
 
 
 def _late(mappings: list[pb.vma_entry], reader: PageReader) -> list[LateRuns]:

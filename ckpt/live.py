@@ -80,7 +80,7 @@ class Live:
                 self._register,
                 snapshot.guard,
                 snapshot.sandbox,
-                snapshot.sharers,
+                snapshot.sharers(),
             )
             held.pop_all()
 

@@ -76,6 +76,7 @@ class Room:
         self.second = self.segment.slot(_SECOND_ROOM)
         self.actions = sigacts.own()
         """What all have from us: signal actions."""
+        self.memories = saved.memories
         self._filters = saved.filters
         self._programs = seccomp.place(saved.filters, Batch(self.segment.slot(filters)))
 
@@ -315,7 +316,8 @@ class Task:
         else:
             for _, entries in shared:
                 register(uffd, entries)
-            self._lazy = Lazy(saved.pid, saved.kill_all, saved.first_touched(), self.options)
+            owners = [one.kill_all for one in self._sharers]
+            self._lazy = Lazy(saved.memory_of, owners, self._first_touched(), self.options)
             self._lazy.start(uffd, self._late, shared, reader, here=saved.pid)
             self.late_pages = self._lazy.pages
         self.options.log.line(INFO, f"{self.late_pages} pages come late, {self.pages} are there")
@@ -326,7 +328,7 @@ class Task:
             return runs
         # What we and it touch first is there at once: the pager is only starting meanwhile. CRIU's
         # daemon runs, and never comes to an end where a page is there that is marked as late.
-        touched = [] if self._daemon else self.saved.first_touched()
+        touched = [] if self._daemon else self._first_touched()
         first = [(at & -_AT_ONCE, (at & -_AT_ONCE) + _AT_ONCE) for at in touched]
         now, late = [], []
         for run in runs:
@@ -337,6 +339,14 @@ class Task:
         if late:
             self._late.append((entry, late))
         return now
+
+    @property
+    def _sharers(self) -> list[SavedTask]:
+        """All that have its memory."""
+        return self._room.memories[self.saved.memory_of]
+
+    def _first_touched(self) -> list[int]:
+        return [address for one in self._sharers for address in one.first_touched()]
 
     def _fill(self, runs: list[PageRun], reader: PageReader) -> Errands:
         if sum(run.nr_pages for run in runs) * PAGE >= WORTH_TWO and (os.cpu_count() or 1) > 1:

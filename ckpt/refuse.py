@@ -63,9 +63,12 @@ def check(pid: int, root: int, options: DumpOptions) -> None:
         _check_namespaces(pid, root)
 
 
-def check_memory(pid: int, options: DumpOptions) -> None:
-    """Raise what is wrong with a mapping of a process; wait for a lazy restore to be through."""
-    mappings = _with_all_pages(pid, options)
+def check_memory(pids: list[int], options: DumpOptions) -> None:
+    """Raise what is wrong with a mapping of processes that share their memory.
+
+    Waits for a lazy restore to be through.
+    """
+    pid, mappings = pids[0], _with_all_pages(pids, options)
     for mapping in mappings:
         vmas.check(pid, mapping)
     if segments := {one.inode for one in mappings if vmas.is_sysv(vmas.status_of(one))}:
@@ -111,12 +114,12 @@ def _check_outside(root: int) -> None:
             )
 
 
-def _with_all_pages(pid: int, options: DumpOptions) -> list[SmapsEntry]:
+def _with_all_pages(pids: list[int], options: DumpOptions) -> list[SmapsEntry]:
     """Return the mappings; those of a lazy restore that is not through yet, when it is."""
-    mappings = maps.smaps(pid)
+    mappings = maps.smaps(pids[0])
     if any("um" in mapping.vm_flags for mapping in mappings):
-        await_pagers(pid, options.log)
-        mappings = maps.smaps(pid)
+        await_pagers(pids, options.log)
+        mappings = maps.smaps(pids[0])
     return mappings
 
 

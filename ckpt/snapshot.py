@@ -119,8 +119,8 @@ class TaskSnapshot:
         self.pages_id = tree.pages_id
         self.links = Links(pid)
         self.waits: dict[int, Wait] = {}
-        self.sharers: list[list[int]] = []
-        """The other processes that have its memory, generation by generation."""
+        self.memory_of = pid
+        """Whose memory it has: its own, or that of who has it saved."""
         self.vmas: list[pb.vma_entry] = []
         self._attached: tuple[list[pb.vma_entry], dict[int, str]] = [], {}
         self.cores: dict[int, pb.core_entry] = {}
@@ -130,6 +130,11 @@ class TaskSnapshot:
         self.mm: pb.mm_entry
         self.stat: procfs.Stat
         self.status: procfs.Status
+
+    def sharers(self) -> list[int]:
+        """Return the others that have its memory, parents before children."""
+        tasks = self.tree.tasks.values()
+        return [one.pid for one in tasks if one.memory_of == self.pid and one is not self]
 
     def attached(self) -> dict[int, str]:
         """Return the System V segments that the mappings are of: see sysv.links."""

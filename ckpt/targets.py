@@ -65,7 +65,9 @@ class Target:
         """Have it guarded, and take note of what is taken of it."""
         ward = self.held.enter_context(guard.ward(self.pid, self.pidfd))
         self.snapshot = TaskSnapshot(self.pid, self.pidfd, ward, self.sandbox, tree)
+        self.snapshot.memory_of = self.memory_of
         tree.tasks[self.pid] = self.snapshot
+        self.held.callback(tree.tasks.pop, self.pid)
 
     def look_ahead(self, glance: Glance) -> None:
         """Take what will most likely be the same in the freeze, and open what will be read."""
@@ -139,7 +141,11 @@ class Targets:
             pass
         # First: a mapping has no number to be named by.
         self.together(lambda: self._opened.check(self._options))
-        self.each(lambda target: check_memory(target.pid, self._options))
+        self.each(self._check_memory)
+
+    def _check_memory(self, target: Target) -> None:
+        if target.memory_of == target.pid:
+            check_memory([one.pid for one in self if one.memory_of == target.pid], self._options)
 
     def _find_new(self) -> list[Target]:
         """Take in the children that are not known yet."""
@@ -157,8 +163,8 @@ class Targets:
             known = set(self._all)
             self.together(self._find_new)
             new = [target for target in self if target.pid not in known]
-            self.each(lambda target: check_memory(target.pid, self._options), new)
-            self.each(self._start, new)
+            self.each(self._check_memory, new)
+            self._begin(new)
             self.each(lambda target: target.memory.prepare(), new)
             if not new:
                 return
@@ -228,21 +234,19 @@ class Targets:
         """Begin to save their memory."""
         self._tree = tree
         self._guard = self._held.enter_context(Guard())
-        self.each(self._start)
+        self._begin(self)
+
+    def _begin(self, some: Iterable[Target]) -> None:
+        self.each(lambda target: target.begin(self._tree, self._guard), some)
+        self.each(self._start, some)
 
     def _start(self, target: Target) -> None:
         name, log = self._options.engine, self._options.log
         with uninterrupted():  # or a segment would stay
-            target.begin(self._tree, self._guard)
-            if target.memory_of != target.pid:
+            if target.memory_of == target.pid:
+                target.memory = target.held.enter_context(engine(target.snapshot, name, log))
+            else:
                 target.memory = Elsewhere()
-                return
-            target.snapshot.sharers = self._sharers(target)
-            target.memory = target.held.enter_context(engine(target.snapshot, name, log))
-
-    def _sharers(self, owner: Target) -> list[list[int]]:
-        """Return who shares a process's memory with it, generation by generation."""
-        return _generations(one for one in self if one.memory_of == owner.pid and one is not owner)
 
     def each(self, do: Callable[[Target], None], some: Iterable[Target] | None = None) -> None:
         """Do it with all, or some; a child that ends meanwhile is left out."""
@@ -297,7 +301,10 @@ class Targets:
 
     def generations(self) -> list[list[int]]:
         """Return the descendants' pids, generation by generation."""
-        return _generations(target for target in self if target.pid != self.root)
+        found: dict[int, list[int]] = {}
+        for target in self:
+            found.setdefault(target.generation, []).append(target.pid)
+        return [pids for generation, pids in sorted(found.items()) if generation]
 
     @property
     def waits(self) -> dict[int, Wait]:
@@ -346,7 +353,7 @@ class Targets:
 
     def _take_in_late(self, pid: int, parent: Target, glance: Glance) -> None:
         target = self._take_in(pid, parent, stopped=True)
-        check_memory(pid, self._options)
+        self._check_memory(target)
         target.begin(self._tree, self._guard)
         target.memory = Elsewhere() if target.memory_of != pid else Stop(target.snapshot)
         target.look_ahead(glance)
@@ -355,14 +362,6 @@ class Targets:
     def frozen(self, frozen: Frozen) -> list[tuple[Target, FrozenProcess]]:
         """Return all with what they are as stopped processes."""
         return [(target, frozen.processes[target.pid]) for target in self]
-
-
-def _generations(targets: Iterable[Target]) -> list[list[int]]:
-    """Return the pids of some, generation by generation."""
-    found: dict[int, list[int]] = {}
-    for target in targets:
-        found.setdefault(target.generation, []).append(target.pid)
-    return [pids for _, pids in sorted(found.items())]
 
 
 def _parents(frozen: Frozen, seen: Seen) -> dict[int, int]:

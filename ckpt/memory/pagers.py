@@ -17,26 +17,29 @@ def pager_name(pid: int) -> str:
     return f"lazy-{pid}"
 
 
-def await_pagers(pid: int, log: Log) -> None:
-    """Return when they have ended, which they do when all pages are in; or do nothing any more."""
+def await_pagers(pids: list[int], log: Log) -> None:
+    """Return when they have ended, which they do when all pages are in; or do nothing any more.
+
+    They are called after one of the processes that share the memory.
+    """
     waited = False
-    while found := _pagers(pid):
+    while found := _pagers(pids):
         if not waited:
-            log.line(INFO, f"pid {pid} does not have all its pages yet: waiting for its pager")
+            log.line(INFO, f"pid {pids[0]} does not have all its pages yet: waiting for its pager")
             waited = True
         worked = [_worked(pager) for pager in found]
         if not _has_ended(found[0]) and [_worked(pager) for pager in found] == worked:
             return
 
 
-def _pagers(pid: int) -> list[int]:
-    name, found = f"{pager_name(pid)}\n", []
+def _pagers(pids: list[int]) -> list[int]:
+    names, found = [f"{pager_name(pid)}\n" for pid in pids], list[int]()
     for entry in os.listdir("/proc"):
         # One that has ended has no exe any more, but is there until it is waited for.
         with suppress(OSError, ValueError):
             pager = int(entry)
             with open(f"/proc/{pager}/comm") as comm:
-                if comm.read() == name and os.stat(f"/proc/{pager}").st_uid == os.getuid():
+                if comm.read() in names and os.stat(f"/proc/{pager}").st_uid == os.getuid():
                     os.readlink(f"/proc/{pager}/exe")
                     found.append(pager)
     return found

@@ -102,7 +102,7 @@ HOLDS = {
     ),
     "vfork": (
         "os.dup2(0, 1)\nif not libc.vfork():\n libc.prctl(1, 9)",
-        r"pid \d+ shares its memory with its parent", "try again",
+        r"pid \d+ has the memory of who waits for it in a vfork", "try again",
     ),
     "uts": ("assert not libc.unshare(0x04000000)", "pid PID is in another uts namespace", "inside"),
     "net": ("assert not libc.unshare(0x40000000)", "pid PID is in another net namespace", "inside"),

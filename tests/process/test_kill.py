@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from attempts import (
     KILLS,
@@ -20,6 +21,7 @@ from attempts import (
     aftermath,
     as_long_as_it_takes,
     check_restored,
+    check_verdict,
     chosen,
     in_memory,
     killing,
@@ -27,7 +29,7 @@ from attempts import (
     tried,
 )
 from bystander import python
-from harm import Harm, look
+from harm import Harm, look, untouched
 from programs import Program
 from stepping import Command, boundaries, run
 from target import REPO, Target, wait_until
@@ -35,6 +37,8 @@ from target import REPO, Target, wait_until
 from ckpt.errors import ImageError, NoSuchTask, TargetDied
 from ckpt.kernel import maps
 from ckpt.kernel.arch import NR
+from ckpt.kernel.kcmp import Kcmp, kcmp
+from ckpt.kernel.procfs import is_ending
 
 pytestmark = pytest.mark.process
 
@@ -107,6 +111,41 @@ def test_a_dump_killed_at_a_random_moment(engine, place):
 
     count = 500 if KILLS == "all" else 4 * int(KILLS)
     tried(sorted(random.Random(SEED).sample(range(took), count)), place, attempt)
+
+
+def with_its_memory(target: Target) -> list[int]:
+    """Who shares the memory of the target, itself included."""
+    family = [target.pid, *(one.pid for one in psutil.Process(target.pid).children(recursive=True))]
+    return [pid for pid in family if not is_ending(pid) and not kcmp(Kcmp.VM, target.pid, pid)]
+
+
+@as_long_as_it_takes
+@pytest.mark.parametrize("engine", ["stop", "live"] if KILLS == "3" else ["stop", "live", "fork"])
+def test_a_dump_killed_of_who_share_their_memory(engine, place):
+    """Each has a segment of ours in it, and a way home of its own."""
+    program = Program("tree_vm", "tree_vm")
+    with Target(program, place / "target") as target:
+        begun = time.monotonic()
+        assert run(place, "dump", "-t", target.pid, "-D", place / "i", *ENGINES[engine])[0] == 0
+        took = int((time.monotonic() - begun) * 1e6)
+        check_verdict(target)  # so that all end
+
+    def attempt(place: Path, us: int) -> Counter[str]:
+        with Target(program, place / "target") as target:
+            before, seen = {pid: look(pid) for pid in with_its_memory(target)}, Counter()
+            command = dump_of(target, place, engine)
+            command.begin()
+            time.sleep(us / 1e6)
+            os.kill(command.pid, signal.SIGKILL)
+            seen["killed" if command.wait() == -signal.SIGKILL else "too late"] += 1
+            harms = {pid: untouched(before[pid], pid) for pid in before}
+            if any(harms.values()):
+                raise Harm(str(harms))
+            aftermath(target, before[target.pid], place / "images", seen, twice=False)
+        return seen
+
+    count = 500 if KILLS == "all" else int(KILLS)
+    tried(sorted(random.Random(SEED).sample(range(took // 4, took), count)), place, attempt)
 
 
 @as_long_as_it_takes

@@ -116,7 +116,7 @@ def test_live_with_children(place: Path) -> None:
     places = [place / str(number) for number in range(TIMES)]
     with Target(program("mutate_children"), place / "target") as target:
         for images in places:
-            alone = partial(dumped_or, Unsupported, "shares its memory", target, images)
+            alone = partial(dumped_or, Unsupported, "in a vfork", target, images)
             wait_until(alone, "moment without a vfork", 2 * DEADLINE)
         target.judge("the target itself, running on", places[-1])
         for images in places:
