@@ -106,12 +106,19 @@ def await_vfork(pid: int, sharers: list[int], deadline: float) -> bool:
 def _check_outside(root: int) -> None:
     """Refuse a root that shares its memory with its parent, which is not dumped."""
     parent, deadline = procfs.stat(root).ppid, time.monotonic() + VFORK_S
-    while parent and not kcmp(Kcmp.VM, root, parent):
+    while parent and _have_one_memory(root, parent):
         if not await_vfork(root, [parent], deadline):
             raise Unsupported(
                 f"pid {root} shares its memory with its parent (CLONE_VM), which is not dumped",
                 hint=f"dump the parent, pid {parent}, with all its children",
             )
+
+
+def _have_one_memory(root: int, parent: int) -> bool:
+    """Say whether a root has its parent's memory; of one that is out of our reach it has none."""
+    with suppress(NotPermitted, NoSuchTask):
+        return not kcmp(Kcmp.VM, root, parent)
+    return False
 
 
 def _with_all_pages(pids: list[int], options: DumpOptions) -> list[SmapsEntry]:

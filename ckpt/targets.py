@@ -283,12 +283,17 @@ class Targets:
         return [] if self.root in ended else ended
 
     def _leave_out(self, pid: int) -> None:
-        """Forget a process; what others have shared with it is one of theirs from now on."""
+        """Forget a process; what others have shared with it is one of theirs from now on.
+
+        But not of those that end as well: they have nothing any more, and so all the same.
+        """
         target = self._all.pop(pid)
         self._opened.leave_out(pid)
         target.held.close()
+        with_it = [one for one in self if pid in one.owners.values()]
+        with_it = [one for one in with_it if not procfs.is_ending(one.pid)]
         for kind in SHARED:
-            heirs = [other for other in self if other.owners[kind] == pid]
+            heirs = [other for other in with_it if other.owners[kind] == pid]
             for other in heirs:
                 other.owners[kind] = heirs[0].pid
             if kind in self._owners:

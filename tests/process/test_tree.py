@@ -163,12 +163,17 @@ def shares_memory(one: int, other: int) -> bool:
 
 def test_memory_that_is_shared(place: Path) -> None:
     """It is saved once, and shared again by the same, but not by who cannot be made so."""
-    images, way = place / "images", WAYS[2]
+    images = place / "images"
     with Target(Program("tree_vm", "tree_vm"), place / "target") as target:
         pids = [target.pid, *(one.pid for one in psutil.Process(target.pid).children())]
         alive = [pid for pid in pids if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
         before = [shares_memory(*pair) for pair in combinations(alive, 2)]
-        below = dump(way, target, images)
+        below = [one.pid for one in psutil.Process(target.pid).children(recursive=True)]
+        Ckpt().dump(target, images, "-R", "--engine", "fork")
+        for pid in (target.pid, *below):
+            os.kill(pid, signal.SIGKILL)
+        target.ended()
+        gone(below)
         with ImageDir.open(str(images)) as image:
             ids = {pid: image.read("ids", pid) for pid in alive}
             assert len({one.vm_id for one in ids.values()}) == len(image.ids("pagemap")) == 3
@@ -177,17 +182,30 @@ def test_memory_that_is_shared(place: Path) -> None:
         mine, changed.vm_id = changed.vm_id, ids[target.pid].vm_id
         rewrite(images / f"ids-{grandchild.pid}.img", changed)
         with pytest.raises(pytest.fail.Exception, match="exit code 6"):  # handlers of another
-            way.restorer().restore(target, images)
+            Ckpt().restore(target, images)
         changed.sighand_id = 99
         rewrite(images / f"ids-{grandchild.pid}.img", changed)
         with pytest.raises(pytest.fail.Exception, match="which cannot make it: not restored yet"):
-            way.restorer().restore(target, images)
+            Ckpt().restore(target, images)
         gone([target.pid, *below])
         changed.vm_id = mine
         rewrite(images / f"ids-{grandchild.pid}.img", changed)
-        way.restorer().restore(target, images)
+        Ckpt().restore(target, images)
         assert [shares_memory(*pair) for pair in combinations(alive, 2)] == before
         target.judge("the restored copy", images)
+
+
+def test_memory_that_is_shared_with_who_is_not_dumped(place: Path) -> None:
+    with Target(Program("tree_vm", "tree_vm"), place / "target") as target:
+        with_it = psutil.Process(target.pid).children()
+        one = next(one for one in with_it if one.name() == "vm0")
+        options = ["-t", str(one.pid), "--shell-job", "-D", str(place / "images")]
+        command = [sys.executable, "-m", "ckpt", "dump", *options]
+        done = subprocess.run(command, cwd=REPO, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 3
+        assert f"pid {one.pid} shares its memory with its parent" in done.stderr
+        assert f"dump the parent, pid {target.pid}" in done.stderr
+        target.judge("the target itself, running on", place)
 
 
 def test_the_root_is_waited_for(place: Path) -> None:
