@@ -76,7 +76,7 @@ class Room:
         self.second = self.segment.slot(_SECOND_ROOM)
         self.actions = sigacts.own()
         """What all have from us: signal actions."""
-        self.memories = saved.memories
+        self.memories, self._exit_signal = saved.memories, saved.exit_signal
         self._filters = saved.filters
         self._programs = seccomp.place(saved.filters, Batch(self.segment.slot(filters)))
 
@@ -88,6 +88,11 @@ class Room:
     def install(self, wanted: seccomp.Wanted, batch: Batch, *, for_all: bool = False) -> None:
         """Add the calls that give a thread, or all of its process, their seccomp filters."""
         seccomp.restore(wanted, self._filters, self._programs, batch, for_all=for_all)
+
+    def signals_of_ends(self, saved: SavedTask) -> list[int]:
+        """Return which signals a task may have of its children by now: some queue."""
+        ends = [self._exit_signal(child.pid) for child in saved.item.children]
+        return [signal.SIGCHLD, *(signo for signo in ends if signo not in (0, signal.SIGCHLD))]
 
     def leader(self, saved: SavedTask) -> Slot:
         """Return the slot of a task's first thread."""
@@ -464,7 +469,8 @@ class Task:
         mm.restore_dumpable(saved.mm, batch)
         task_timers = saved.leader.tc.timers
         timers.create(task_timers, batch, restore_ids=features.timer_cr_ids())
-        signals.forget(signal.SIGCHLD, batch)  # of children that have ended, or stopped, for us
+        for signo in self._room.signals_of_ends(saved):  # children have ended, or stopped, for us
+            signals.forget(signo, batch)
         signals.restore(saved.leader.tc.signals_s, saved.pid, None, batch)
         timers.arm(task_timers, batch)
         yield Calls(self._leader, batch)

@@ -2,6 +2,7 @@
 """The image of a process tree as a restore needs it: read, checked, its files made."""
 
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from ckpt.memory.shmem import SharedObject
 from ckpt.memory.vmas import FILE_BACKED
 from ckpt.options import RestoreOptions
 from ckpt.pstree import Item, State
-from ckpt.task import regs, seccomp, signals
+from ckpt.task import ending, regs, seccomp, signals
 from ckpt.task.process import TASK_DEAD, TASK_ZOMBIE
 
 
@@ -96,6 +97,11 @@ class Saved(NamedTuple):
     def pid(self) -> int:
         """The pid of the root."""
         return self.items[0].pid
+
+    def exit_signal(self, pid: int) -> int:
+        """Return which signal tells its parent of its end; a stand-in's is SIGCHLD."""
+        core = self.tasks[pid].leader if pid in self.tasks else self.dead.get(pid)
+        return ending.signal_of(core.tc) if core else signal.SIGCHLD
 
     @property
     def memories(self) -> dict[int, list[SavedTask]]:

@@ -188,14 +188,23 @@ class Tree:
         if step.do is Do.ORPHAN:
             self._fork_orphan(step)
         elif step.by == item.ppid:
-            self._clone(self._remotes[step.by], item.pid, flags, signal.SIGCHLD)
+            self._clone(self._remotes[step.by], item.pid, flags, self.saved.exit_signal(item.pid))
         else:  # a sibling has its maker's exit signal
+            self._check_signal(item.pid, step.by)
             self._clone(self._remotes[step.by], item.pid, flags | _CLONE_PARENT, 0)
         self.forking_ns += time.monotonic_ns() - since
         if flags & _CLONE_VM:
             self._take_sharer(item, self._made[step.by])
         else:
             self._take(item, self._origin(step.by))
+
+    def _check_signal(self, pid: int, maker: int) -> None:
+        mine, its = (self.saved.exit_signal(one) for one in (pid, maker))
+        if mine != its:
+            raise Unsupported(
+                f"pid {pid} ends with signal {mine} for its parent, and pid {maker}, which has to "
+                f"make it, with {its}: not restored yet"
+            )
 
     def _fork_orphan(self, step: Step) -> None:
         """Have a child of a task fork another, and end: its nearest subreaper is the new parent."""

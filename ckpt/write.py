@@ -9,7 +9,7 @@ from ckpt.kernel import procfs
 from ckpt.kernel.kcmp import Kcmp
 from ckpt.snapshot import Snapshot
 from ckpt.targets import SHARED, Target, Targets
-from ckpt.task import cgroups, ids, regs
+from ckpt.task import cgroups, ending, ids, regs
 from ckpt.task.process import TASK_DEAD
 from ckpt.task.seccomp import Filters
 
@@ -95,6 +95,7 @@ def _zombie(stat: procfs.Stat) -> pb.core_entry:
     core.tc.task_state, core.tc.exit_code = TASK_DEAD, stat.exit_code
     core.tc.personality = core.tc.flags = core.tc.blk_sigset = 0
     set_text(core.tc, "comm", stat.comm)
+    ending.dump_signal(stat, core.tc)
     return core
 
 

@@ -122,6 +122,7 @@ class Stat(NamedTuple):
     arg_end: int
     env_start: int
     env_end: int
+    exit_signal: int
     exit_code: int
 
 
@@ -140,6 +141,7 @@ _STAT_FIELDS = {
     "start_code": 26,
     "end_code": 27,
     "start_stack": 28,
+    "exit_signal": 38,
     "processor": 39,
     "rt_priority": 40,
     "policy": 41,

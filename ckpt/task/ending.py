@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a task that had ended: with the status that its parent has still to wait for."""
+"""The end of a task that had ended: with the status that its parent has still to wait for.
+
+And by which signal that, and the end of any other, is told to the parent.
+"""
 
 import os
 import signal
@@ -10,6 +13,7 @@ from ckpt.errors import ImageError, NoSuchTask, TargetDied
 from ckpt.image import pb
 from ckpt.image.text import get_text
 from ckpt.kernel.arch import NR, Regs
+from ckpt.kernel.procfs import Stat
 from ckpt.kernel.remote import Batch, Remote
 
 _PR_SET_NAME = 15
@@ -20,6 +24,20 @@ _HARMLESS = (
     signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH,
     signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
 )  # fmt: skip
+
+
+def dump_signal(stat: Stat, entry: pb.task_core_entry) -> None:
+    """Take down which signal tells the parent of its end, if it is not SIGCHLD: see clone(2)."""
+    if stat.exit_signal != signal.SIGCHLD and 0 <= stat.exit_signal <= _LAST:
+        entry.exit_signal = stat.exit_signal
+
+
+def signal_of(entry: pb.task_core_entry) -> int:
+    """Return which signal tells the parent of its end; 0 if none does."""
+    signo: int = entry.exit_signal if entry.HasField("exit_signal") else signal.SIGCHLD
+    if signo > _LAST:
+        raise ImageError(f"core: a process that sends signal {signo} when it ends")
+    return signo
 
 
 def end(remote: Remote, regs: Regs, entry: pb.task_core_entry) -> None:

@@ -12,7 +12,7 @@ from ckpt.kernel import procfs
 from ckpt.kernel.arch import NR
 from ckpt.kernel.procfs import PosixTimer
 from ckpt.kernel.remote import Batch
-from ckpt.task import sigacts, signals, timers
+from ckpt.task import ending, sigacts, signals, timers
 
 TASK_ALIVE, TASK_DEAD, TASK_STOPPED, TASK_ZOMBIE = 1, 2, 3, 6
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
@@ -82,6 +82,7 @@ def ask(posix_timers: list[PosixTimer], batch: Batch) -> Answer:
         if raw.stop_signal:
             entry.stop_signo = raw.stop_signal
         set_text(entry, "comm", stat.comm)
+        ending.dump_signal(stat, entry)
         entry.sigactions.extend(actions())
         entry.signals_s.CopyFrom(signals.queue(raw.pending))
         for soft, hard in procfs.parse_limits(raw.limits):

@@ -32,6 +32,12 @@ static const int shared[SHARERS] = {
 	[CHILD] = CLONE_SIGHAND,
 };
 
+/* Which signal tells of the end: none, one that counts, or the usual one. */
+static const int ends_with[SHARERS] = {
+	[PLAIN] = 0, [FILES] = SIGUSR2, [FS] = SIGCHLD, [ALL] = SIGCHLD, [HEIR] = SIGCHLD,
+	[OTHER_HEIR] = SIGCHLD, [SIBLING] = SIGCHLD, [CHILD] = SIGCHLD,
+};
+
 /* What the memory of the root and its sharers has; those of F and of the heirs have copies. */
 static volatile struct sharer {
 	pid_t pid, tid;
@@ -39,7 +45,7 @@ static volatile struct sharer {
 	void *robust[3];
 	unsigned char page[PAGE];
 } sharers[SHARERS];
-static volatile int all_handled;
+static volatile int all_handled, told;
 static volatile uint64_t *swept;
 static const char *go;
 
@@ -58,6 +64,11 @@ static void handler(int signo)
 		if (sharers[i].pid == pid && signo == SIGUSR1)
 			sharers[i].handled++;
 	all_handled++;
+}
+
+static void count_end(int signo)
+{
+	told += signo == SIGUSR2;
 }
 
 static void own_handler(int signo)
@@ -219,8 +230,8 @@ static pid_t begin_sharer(int number)
 {
 	char *stack = mmap(NULL, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	need(stack != MAP_FAILED);
-	pid_t pid = clone(sharer, stack + STACK, CLONE_VM | shared[number] | SIGCHLD,
-			  (void *)(intptr_t)number);
+	int flags = CLONE_VM | shared[number] | ends_with[number];
+	pid_t pid = clone(sharer, stack + STACK, flags, (void *)(intptr_t)number);
 	need(pid > 0);
 	while (!sharers[number].ready)
 		pause_ms(1);
@@ -265,6 +276,16 @@ static void family(int number)
 	check_is(number, 0);
 }
 
+/* Who ends without SIGCHLD is waited for only by who asks for it. */
+static void wait_for(int number, pid_t pid)
+{
+	bool usual = ends_with[number] == SIGCHLD;
+	siginfo_t info;
+	int options = WEXITED | WNOWAIT | (usual ? 0 : WNOHANG);
+	check_is(waitid(P_PID, pid, &info, options) == 0, usual);
+	check_is(waitpid(pid, NULL, __WALL), pid);
+}
+
 static void check_not_shared(void)
 {
 	struct sigaction action;
@@ -286,6 +307,7 @@ int main(int argc, char **argv)
 	int count = 0;
 	begin(argc, argv);
 	signal(SIGUSR1, handler);
+	signal(SIGUSR2, count_end);
 	umask(07);
 	swept = mmap(NULL, SWEPT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	need(swept != MAP_FAILED);
@@ -300,8 +322,9 @@ int main(int argc, char **argv)
 
 	for (int i = 0; i < CHILDREN; i++) {
 		end_sharer(i);
-		check_is(waitpid(pids[i], NULL, 0), pids[i]);
+		wait_for(i, pids[i]);
 	}
+	check_is(told, 1);
 	check_not_shared();
 	collect(kin);
 	for (int status = 0; (pid = waitpid(-1, &status, 0)) > 0; count++)

@@ -400,7 +400,6 @@ class cgroup_root(Message):
     ) -> None: ...
 
 class core_entry(Message):
-
     march: ClassVar[EnumTypeWrapper]
     UNKNOWN: Final[builtins.int] = 0
     X86_64: Final[builtins.int] = 1
@@ -467,7 +466,6 @@ class cpuinfo_entry(Message):
     ) -> None: ...
 
 class cpuinfo_ppc64_entry(Message):
-
     endianness: ClassVar[EnumTypeWrapper]
     BIGENDIAN: Final[builtins.int] = 0
     LITTLEENDIAN: Final[builtins.int] = 1
@@ -491,7 +489,6 @@ class cpuinfo_s390_entry(Message):
     ) -> None: ...
 
 class cpuinfo_x86_entry(Message):
-
     vendor: ClassVar[EnumTypeWrapper]
     UNKNOWN: Final[builtins.int] = 0
     INTEL: Final[builtins.int] = 1
@@ -2483,6 +2480,7 @@ class task_core_entry(Message):
     blk_sigset_extended: builtins.int
     stop_signo: builtins.int
     membarrier_registration_mask: builtins.int
+    exit_signal: builtins.int
     def __init__(
         self,
         *,
@@ -2505,6 +2503,7 @@ class task_core_entry(Message):
         blk_sigset_extended: builtins.int | None = ...,
         stop_signo: builtins.int | None = ...,
         membarrier_registration_mask: builtins.int | None = ...,
+        exit_signal: builtins.int | None = ...,
     ) -> None: ...
 
 class task_kobj_ids_entry(Message):
