@@ -121,6 +121,22 @@ def _share_out(parent: Item) -> None:
     parent.makes += [child for child in parent.children if child.pid not in elsewhere]
 
 
+def strangers(memories: dict[int, int], parents: dict[int, int]) -> tuple[int, int] | None:
+    """Return two processes with one memory of which neither can be made by who has it; or None.
+
+    memories and parents are by pid. Who has it can make its children, and its siblings.
+    """
+    first: dict[int, int] = {}
+    for pid, memory in memories.items():
+        parent = parents.get(pid, 0)
+        if memories.get(parent) == memory:
+            continue
+        other = first.setdefault(memory, pid)
+        if parents.get(other, 0) != parent:
+            return pid, other
+    return None
+
+
 def _check(item: Item, seen: set[int]) -> None:
     if item.pid not in item.threads or not all(tid in PIDS for tid in item.threads):
         raise ImageError(f"pstree.img: pid {item.pid} with threads {list(item.threads[:8])}")

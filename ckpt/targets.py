@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from typing import Self, TypeVar
 
 from ckpt.engine import Elsewhere, Engine, Stop, engine
-from ckpt.errors import CkptError, NoSuchTask, TargetDied
+from ckpt.errors import CkptError, NoSuchTask, TargetDied, Unsupported
 from ckpt.files.opened import OpenFiles
 from ckpt.freeze import Frozen, FrozenProcess
 from ckpt.guard import Guard
@@ -25,6 +25,7 @@ from ckpt.kernel.kcmp import Kcmp, kcmp
 from ckpt.kernel.pidfd import pidfd_open
 from ckpt.memory.layout import Range
 from ckpt.options import DumpOptions
+from ckpt.pstree import strangers
 from ckpt.refuse import VFORK_S, await_vfork, check, check_memory
 from ckpt.sandbox import Sandbox
 from ckpt.snapshot import Again, Snapshot, TaskSnapshot
@@ -47,6 +48,7 @@ class Target:
     def __init__(self, pid: int, parent: "Target | None") -> None:
         self.pid = pid
         self.generation: int = parent.generation + 1 if parent else 0
+        self.parent = parent.pid if parent else 0
         self.held = ExitStack()
         self.pidfd = pidfd_open(pid)
         self.held.callback(os.close, self.pidfd)
@@ -142,6 +144,15 @@ class Targets:
         # First: a mapping has no number to be named by.
         self.together(lambda: self._opened.check(self._options))
         self.each(self._check_memory)
+        self._check_makers({one.pid: one.parent for one in self})
+
+    def _check_makers(self, parents: dict[int, int]) -> None:
+        """Refuse who has a memory that nobody could give it again."""
+        if found := strangers({one.pid: one.memory_of for one in self}, parents):
+            raise Unsupported(
+                f"pid {found[0]} shares its memory with pid {found[1]}, which is neither its "
+                "parent nor a child of the same one: not supported yet"
+            )
 
     def _check_memory(self, target: Target) -> None:
         if target.memory_of == target.pid:
@@ -347,6 +358,8 @@ class Targets:
             for kind, owner in target.owners.items():
                 if owner != pid and kcmp(kind, owner, pid):
                     raise Again(f"pid {pid} has taken leave of what it shared with pid {owner}")
+        if any(one.memory_of != one.pid for one in self):
+            self._check_makers(parents)
 
     def _bury(self, pid: int) -> None:
         """Take note of a child that has ended, but not of one that is gone altogether."""

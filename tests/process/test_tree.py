@@ -208,6 +208,16 @@ def test_memory_that_is_shared_with_who_is_not_dumped(place: Path) -> None:
         target.judge("the target itself, running on", place)
 
 
+def test_memory_that_nobody_could_give_again(place: Path) -> None:
+    images = place / "images"
+    with Target(Program("tree_vm", "tree_vm", ("nephew",)), place / "target") as target:
+        with pytest.raises(pytest.fail.Exception, match="neither its parent nor") as failure:
+            Ckpt().dump(target, images, "-R")
+        assert "exit code 3" in str(failure.value)
+        assert not list(images.glob("*.img"))
+        target.judge("the target itself, running on", images)
+
+
 def test_the_root_is_waited_for(place: Path) -> None:
     images, pidfile = place / "images", place / "pid"
     with Target(Program("tree_sessions", "tree_sessions"), place / "target") as target:

@@ -2,7 +2,8 @@
 /*
  * Processes that share their memory (CLONE_VM), and of the rest now this, now that: children of the
  * root, one with a thread, and a family of its own memory: F, its child, and siblings of it whom F
- * or who has ended has made. One writes all the time, to memory of all.
+ * or who has ended has made. One writes all the time, to memory of all. With the argument `nephew`
+ * one more has the root's, whose parent has executed another program.
  *
  * They share the TLS, and so errno and malloc's caches, too: but for the root and F, nobody calls
  * more of libc than system calls that do not fail.
@@ -238,6 +239,21 @@ static pid_t begin_sharer(int number)
 	return pid;
 }
 
+/* It executes another program; its child keeps the memory. */
+static int leave_it(void *argument)
+{
+	begin_sharer((intptr_t)argument);
+	execl("/bin/sleep", "sleep", "60", NULL);
+	return 1;
+}
+
+static bool executes(pid_t pid, const char *program)
+{
+	char name[32];
+	snprintf(name, sizeof(name), "/proc/%d/comm", pid);
+	return !strcmp(slurp(name), program);
+}
+
 /* In who has the same memory: see what a sharer has found out, and have it end. */
 static void end_sharer(int number)
 {
@@ -286,12 +302,12 @@ static void wait_for(int number, pid_t pid)
 	check_is(waitpid(pid, NULL, __WALL), pid);
 }
 
-static void check_not_shared(void)
+static void check_not_shared(int handled)
 {
 	struct sigaction action;
 	check(!sharers[SIBLING].pid && !sharers[HEIR].pid, "it sees the others' memory");
 	raise(SIGUSR1);
-	check_is(all_handled, 3);	/* FS and ALL have the same */
+	check_is(all_handled, handled);
 	check_is(umask(022), 07);
 	check_is(fcntl(descriptor(FILES), F_GETFD), 0);
 	check_is(fcntl(descriptor(ALL), F_GETFD), 0);
@@ -303,7 +319,8 @@ static void check_not_shared(void)
 
 int main(int argc, char **argv)
 {
-	pid_t pids[CHILDREN], pid;
+	pid_t pids[CHILDREN], pid, left = 0;
+	static char stack[STACK] __attribute__((aligned(16)));
 	int count = 0;
 	begin(argc, argv);
 	signal(SIGUSR1, handler);
@@ -318,6 +335,11 @@ int main(int argc, char **argv)
 	for (int i = 0; i < CHILDREN; i++)
 		pids[i] = begin_sharer(i);
 
+	if (argc > 2)	/* `nephew` */
+		left = clone(leave_it, stack + STACK, CLONE_VM | SIGCHLD, (void *)CHILD);
+	while (left && !executes(left, "sleep\n"))
+		pause_ms(1);
+
 	checkpoint();
 
 	for (int i = 0; i < CHILDREN; i++) {
@@ -325,7 +347,12 @@ int main(int argc, char **argv)
 		wait_for(i, pids[i]);
 	}
 	check_is(told, 1);
-	check_not_shared();
+	if (left) {
+		end_sharer(CHILD);
+		kill(left, SIGKILL);
+		check_is(waitpid(left, NULL, 0), left);
+	}
+	check_not_shared(left ? 4 : 3);	/* FS, ALL and CHILD have the handler as well */
 	collect(kin);
 	for (int status = 0; (pid = waitpid(-1, &status, 0)) > 0; count++)
 		check_is(status, pid == dead ? 77 << 8 : 0);

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from ckpt.errors import ImageError, Unsupported
-from ckpt.pstree import Do, Item, State, plan, tree
+from ckpt.pstree import Do, Item, State, plan, strangers, tree
 
 
 def item(pid, ppid, pgid=10, sid=10, threads=(), state=State.ALIVE, memory=0):
@@ -270,5 +270,21 @@ def test_any_past_with_shared_memory(seed):
         alive = [one for one in past.there.values() if one.state is State.ALIVE]
         do = past.random.choice([past.clone, past.clone, past.execute, lambda _: past.step()])
         do(past.random.choice(alive))
+    items = list(past.there.values())
+    alive = {one.pid: one for one in items if one.state is State.ALIVE}
+    memories = {pid: one.memory or -pid for pid, one in alive.items()}
     with suppress(Unsupported):
-        check(*past.there.values())
+        check(*items)
+        if not strangers(memories, {pid: one.ppid for pid, one in alive.items()}):
+            by = makers(*items)
+            kin = {pid for pid in alive if list(memories.values()).count(memories[pid]) > 1}
+            alone = [pid for pid in kin if memories.get(by.get(pid)) != memories[pid]]
+            assert len(alone) == len({memories[pid] for pid in kin})
+
+
+def test_strangers():
+    parents = {10: 0, 11: 10, 12: 10, 13: 12, 14: 12}
+    assert not strangers({10: 1, 11: 2, 12: 2, 13: 2, 14: 3}, parents)
+    assert not strangers({10: 1, 11: 2, 12: 3, 13: 4, 14: 4}, parents)
+    assert strangers({10: 1, 11: 2, 12: 3, 13: 2, 14: 3}, parents) == (13, 11)
+    assert strangers({10: 1, 11: 1, 12: 3, 13: 1, 14: 1}, parents) == (13, 10)
