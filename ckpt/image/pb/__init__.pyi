@@ -400,6 +400,7 @@ class cgroup_root(Message):
     ) -> None: ...
 
 class core_entry(Message):
+
     march: ClassVar[EnumTypeWrapper]
     UNKNOWN: Final[builtins.int] = 0
     X86_64: Final[builtins.int] = 1
@@ -466,6 +467,7 @@ class cpuinfo_entry(Message):
     ) -> None: ...
 
 class cpuinfo_ppc64_entry(Message):
+
     endianness: ClassVar[EnumTypeWrapper]
     BIGENDIAN: Final[builtins.int] = 0
     LITTLEENDIAN: Final[builtins.int] = 1
@@ -489,6 +491,7 @@ class cpuinfo_s390_entry(Message):
     ) -> None: ...
 
 class cpuinfo_x86_entry(Message):
+
     vendor: ClassVar[EnumTypeWrapper]
     UNKNOWN: Final[builtins.int] = 0
     INTEL: Final[builtins.int] = 1
