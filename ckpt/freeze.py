@@ -42,12 +42,13 @@ class FrozenThread:
     since is when it was stopped, CLOCK_MONOTONIC in ns; earlier what its last stop had interrupted.
     """
 
-    __slots__ = ("_earlier", "_since", "_sleep", "_way", "state", "stop_signal", "tracee")
+    __slots__ = ("_earlier", "_since", "_sleep", "_way", "state", "stop_signal", "tid", "tracee")
 
     def __init__(
         self, tracee: Tracee, stop_signal: int, state: State, since: int, earlier: Wait | None
     ) -> None:
-        self.tracee, self.stop_signal, self.state = tracee, stop_signal, state
+        self.tracee, self.tid = tracee, tracee.tid
+        self.stop_signal, self.state = stop_signal, state
         self._since, self._earlier = since, earlier
         self._sleep: Sleep | None = None
         self._way: Resumption | None = None
@@ -82,11 +83,6 @@ class FrozenThread:
     def raw_regs(self) -> bytes:
         """The same, as the kernel has them."""
         return self._way.regs.pack() if self._way else self.state.raw
-
-    @property
-    def tid(self) -> int:
-        """The thread's id."""
-        return self.tracee.tid
 
     def call_again(self) -> None:
         """Have it make a call again, as in the image, that restart_syscall(2) would go on with."""

@@ -22,7 +22,7 @@ from typing import NamedTuple, Self
 from ckpt.errors import CkptError, KernelError, NoSuchTask, NotPermitted, TargetDied
 from ckpt.freeze import Frozen, FrozenThread
 from ckpt.kernel import maps, mem, seccomp, sysvipc
-from ckpt.kernel.arch import NO_SYSCALL, Regs, home, is_held
+from ckpt.kernel.arch import NO_SYSCALL, Regs, home_of, is_held
 from ckpt.kernel.files import anonymous_file
 from ckpt.kernel.gadget import Gadget
 from ckpt.kernel.nsfs import entered
@@ -95,15 +95,6 @@ class Notes(NamedTuple):
     gadget: Gadget
     leader: Regs
     threads: dict[int, Lent]
-
-    def write(self, memory: mmap.mmap) -> None:
-        """Write them down; they count from when the base is there."""
-        at = _NOTES + _HEAD.size
-        memory[at : at + _REGS_SIZE] = self.leader.pack()
-        for number, lent in enumerate(self.threads.values()):
-            _THREAD.pack_into(memory, at + _REGS_SIZE + number * _THREAD.size, *lent)
-        _HEAD.pack_into(memory, _NOTES, 0, self.size, *self.gadget, len(self.threads))
-        memory[_NOTES : _NOTES + 8] = self.base.to_bytes(8, "little")
 
     @classmethod
     def read(cls, memory: mmap.mmap) -> "Notes | None":
@@ -180,14 +171,20 @@ class Ward:
         self._memory.close()
         os.close(self.file)
 
-    def watch(self, gadget: Gadget, leader: Regs, lent: list[tuple[Remote, int]]) -> None:
-        """Take down what is to be put right: remotes with their own signal masks, leader first."""
-        segment = lent[0][0].slot.segment
-        threads = {
-            remote.tid: Lent(remote.tid, sigmask, remote.blocked, remote.slot.address)
+    def watch(self, gadget: Gadget, leader: bytes, lent: list[tuple[Remote, int]]) -> None:
+        """Take down what is to be put right: remotes with their own signal masks, leader first.
+
+        leader are the registers of that. It counts from when the base is there.
+        """
+        segment, memory, at = lent[0][0].slot.segment, self._memory, _NOTES + _HEAD.size
+        threads = [
+            _THREAD.pack(remote.tid, sigmask, remote.blocked, remote.slot.address)
             for remote, sigmask in lent
-        }
-        Notes(segment.base, segment.size, gadget, home(leader), threads).write(self._memory)
+        ]
+        notes = home_of(leader) + b"".join(threads)
+        memory[at : at + len(notes)] = notes
+        _HEAD.pack_into(memory, _NOTES, 0, segment.size, *gadget, len(threads))
+        memory[_NOTES : _NOTES + 8] = segment.base.to_bytes(8, "little")
 
     def relax(self) -> None:
         """All is as it was."""

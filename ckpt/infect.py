@@ -198,11 +198,10 @@ class Visit:
     def come(self) -> None:
         """Begin to have the segment attached."""
         remote, one, _ = self._leader
-        self._guard.watch(
-            self._gadget, one.regs, [(each.remote, each.one.sigmask) for each in self._asked]
-        )
+        regs, lent = one.raw_regs, [(each.remote, each.one.sigmask) for each in self._asked]
+        self._guard.watch(self._gadget, regs, lent)
         self._begun = True
-        self._coming = remote.attaching(one.regs, self._gadget)
+        self._coming = remote.attaching(regs, self._gadget)
 
     def poke(self) -> None:
         """Have that go on which takes more than one step."""
@@ -335,7 +334,7 @@ class Errand:
         remote = Remote(one.tracee, self.pid, self.slot, signo=signo)
         with uninterrupted():
             if self._guard:
-                self._guard.watch(self.gadget, one.regs, [(remote, one.sigmask)])
+                self._guard.watch(self.gadget, one.raw_regs, [(remote, one.sigmask)])
             try:
                 yield remote
             finally:

@@ -22,6 +22,7 @@ from ckpt.kernel.arch_x86_64 import (
     find_hold,
     hold,
     home,
+    home_of,
     is_held,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "find_hold",
     "hold",
     "home",
+    "home_of",
     "is_held",
 ]

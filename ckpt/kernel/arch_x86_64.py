@@ -230,6 +230,7 @@ class Regs(NamedTuple):
 
 
 _REGS = Struct("<27Q")
+_R15_TO_BX, _R10_TO_IP = Struct("<6Q"), Struct("<10Q")
 NO_SYSCALL = (1 << 64) - 1
 
 
@@ -244,11 +245,14 @@ def home(regs: Regs) -> Regs:
     An interrupted call is made again just as the kernel would have done on the way out of the
     stop (arch_do_signal_or_restart); its restart_block, if any, is still in the task.
     """
-    changed = ffi.new("struct core_regs *")
-    buffer = ffi.buffer(changed)
-    buffer[:] = regs.pack()
-    lib.core_home(changed)
-    return Regs.unpack(buffer[:])
+    return Regs.unpack(home_of(regs.pack()))
+
+
+def home_of(regs: bytes) -> bytes:
+    """Return the same, of the kernel's bytes."""
+    changed = bytearray(regs)
+    lib.core_home(ffi.from_buffer("struct core_regs *", changed))
+    return bytes(changed)
 
 
 # Instructions that may stand between a syscall and its ret: zeroing, stack moves, pops.
@@ -311,14 +315,16 @@ def find_hold(code: bytes) -> int | None:
     return None
 
 
-def hold(regs: Regs, address: int, nr: NR, arg: int, si: int = 0, dx: int = NR.pause) -> Regs:
+def hold(regs: bytes, address: int, nr: NR, arg: int, si: int = 0, dx: int = NR.pause) -> bytes:
     """Return the registers that make one call at such an instruction, and then wait there.
 
     In pause(); or, if the loop takes the number from dx and that is something else, in a call that
     there is not. The stack is the thread's own: signals may come.
     """
-    kept = {name: int(NR.pause) for name in _KEPT}
-    return regs._replace(**kept, ip=address, ax=nr, di=arg, si=si, dx=dx, orig_ax=NO_SYSCALL)
+    held = bytearray(regs)
+    _R15_TO_BX.pack_into(held, 0, *[NR.pause] * 6)
+    _R10_TO_IP.pack_into(held, 56, *[NR.pause] * 3, nr, 0, dx, si, arg, NO_SYSCALL, address)
+    return bytes(held)
 
 
 def is_held(regs: Regs, address: int) -> bool:

@@ -282,8 +282,10 @@ class Seen:
     @cached_property
     def _starts(self) -> list[int]:
         """Where the content of each file begins, and where it all ends."""
-        lengths = (*self._numbers[: self._places.first], *self._numbers[self._places.calls :])
-        return [*accumulate((max(length, 0) for length in lengths), initial=0)]
+        lengths = [*self._numbers[: self._places.first], *self._numbers[self._places.calls :]]
+        if lengths and min(lengths) < 0:
+            lengths = [max(length, 0) for length in lengths]
+        return [*accumulate(lengths, initial=0)]
 
     def _start(self, place: int) -> int:
         """Return where the content of a file begins."""
@@ -328,14 +330,16 @@ class Seen:
         self.whole()
         return [*self._numbers[self._results(part)]], self._answers[part.room]
 
-    def _told(self, part: Part) -> tuple[bytes, bytes]:
-        self.whole()
-        results = self._results(part)
-        return self._rets[8 * results.start : 8 * results.stop], self._answers[part.room]
-
     def same_answers(self, other: "Seen", part: Part) -> bool:
         """Say whether the calls of a part have answered the same."""
-        return self._told(part) == other._told(part)
+        self.whole()
+        other.whole()
+        mine, its = self._results(part), other._results(part)
+        return (
+            self._answers[part.room] == other._answers[part.room]
+            and self._rets[8 * mine.start : 8 * mine.stop]
+            == other._rets[8 * its.start : 8 * its.stop]
+        )
 
     def same_file(self, other: "Seen", path: str) -> bool:
         """Say whether a file said the same."""

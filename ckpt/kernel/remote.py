@@ -31,13 +31,13 @@ from types import TracebackType
 from typing import NamedTuple
 
 from ckpt.errors import CkptError, KernelError, NoSuchTask, Unsupported
-from ckpt.kernel.arch import NO_SYSCALL, NR, Regs, hold, home
+from ckpt.kernel.arch import NO_SYSCALL, NR, Regs, hold, home_of
 from ckpt.kernel.ffi import check, ffi, lib, syscall
 from ckpt.kernel.gadget import Gadget
 from ckpt.kernel.nsfs import entered, is_ours
 from ckpt.kernel.ptrace import SYSCALL_STOP, Stop, Tracee
 from ckpt.kernel.seccomp import Pattern
-from ckpt.kernel.threads import Away, Lent, Order, Running, Then, send
+from ckpt.kernel.threads import Away, Lent, Order, Running, Then, pack_lent, send
 
 _IPC_CREAT, _IPC_RMID, _IPC_SET, _SHM_EXEC, _SHM_NORESERVE = 0o1000, 0, 1, 0o100000, 0o10000
 _STUB_ROOM = 1024
@@ -299,26 +299,25 @@ class BatchFull(CkptError):
     """A batch that does not fit its slot: run what there is, begin another."""
 
 
+@cache
+def _blocked(signo: int) -> int:
+    """Return all signals but ours and those of faults.
+
+    For a fault that is blocked the kernel would forget the task's handler.
+    """
+    return _BLOCKED & ~(1 << signo - 1) if signo else _BLOCKED
+
+
 class Remote:
     """One stopped thread, lent to us to make system calls in."""
 
     def __init__(self, tracee: Tracee, tgid: int, slot: Slot, *, signo: int) -> None:
         self.tracee, self.tgid, self.slot, self.signo = tracee, tgid, slot, signo
+        self.tid = tracee.tid
+        self.blocked = _blocked(signo)
+        """The signals that are blocked while it is away."""
         self._stub = slot.segment.base
         self._away = False
-
-    @property
-    def tid(self) -> int:
-        """The thread's id, as we see it."""
-        return self.tracee.tid
-
-    @property
-    def blocked(self) -> int:
-        """The signals that are blocked while it is away: all but ours and those of its faults.
-
-        For a fault that is blocked the kernel would forget the task's handler.
-        """
-        return _BLOCKED & ~(1 << self.signo - 1) if self.signo else _BLOCKED
 
     def batch(self) -> Batch:
         """Begin a batch; the last one's results are gone once the new one is filled."""
@@ -343,21 +342,21 @@ class Remote:
         Where the code has no place to be held at, it is made on the way; and where filters would
         count again and do harm then: a thread that is held may make calls that there are not.
         """
-        if call := self.attaching(regs, gadget):
+        if call := self.attaching(regs.pack(), gadget):
             self.attached(call)
             return True
         self._fall_in(regs, sigmask, gadget, batch)
         self.finish(batch)
         return False
 
-    def attaching(self, regs: Regs, gadget: Gadget) -> Running | None:
+    def attaching(self, regs: bytes, gadget: Gadget) -> Running | None:
         """Begin to attach the segment; None where that has to be done with a batch at once."""
         if not gadget.hold or not self.tracee.may_be_held:
             return None
         segment = self.slot.segment
         away = hold(regs, gadget.hold, NR.shmat, segment.id, segment.base, _SHM_EXEC)
         self._away = True
-        return Running(Order(self.tracee, Then.SYSCALL, away.pack(), self.blocked))
+        return Running(Order(self.tracee, Then.SYSCALL, away, self.blocked))
 
     def attached(self, call: Running) -> None:
         """Wait until it is attached."""
@@ -398,11 +397,15 @@ class Remote:
     def lent(self, regs: bytes, sigmask: int, batch: Batch, *, homeward: bool = True) -> Lent:
         """Return it as it is lent for a batch; regs and sigmask are what it goes home with."""
         self._away = True
-        segment, entry = self.slot.segment, self._stub + _STUB_ENTRY
-        slot, there, count = segment.at + self.slot.offset, self.slot.address, len(batch.calls)
+        segment, offset, _ = self.slot
+        base = segment.base
         return Lent(
-            *(self.tracee, regs, sigmask, self.blocked, slot, there, entry, self.tgid, count),
-            *(self.signo, homeward),
+            self.tracee,
+            pack_lent(
+                *(regs, sigmask, self.blocked, segment.at + offset, base + offset),
+                *(base + _STUB_ENTRY, self.tgid, len(batch.calls)),
+                *(self.tid, self.signo, homeward, 0),
+            ),
         )
 
     def is_home(self) -> None:
@@ -501,7 +504,7 @@ class Remote:
         count = self.slot.offset + COUNT
         self.slot.segment.memory[count : count + 8] = LEFT.to_bytes(8, "little")
         self._away = False
-        return [Order(self.tracee, Then.STAY, home(regs).pack(), sigmask, mask_first=True)]
+        return [Order(self.tracee, Then.STAY, home_of(regs.pack()), sigmask, mask_first=True)]
 
     def cure(self, regs: Regs, sigmask: int, gadget: Gadget) -> None:
         """Detach the segment from the task, if it got as far as having it; then go home."""
@@ -537,9 +540,13 @@ class Detaching:
         self, tracee: Tracee, base: int, regs: Regs, sigmask: int, gadget: Gadget, blocked: int
     ) -> None:
         held = bool(gadget.hold)
-        away = hold(regs, gadget.hold, NR.shmdt, base) if held else _leading_to(regs, gadget, base)
-        order = Order(tracee, Then.SYSCALL, away.pack(), blocked, mask_first=not held)
-        self._home = Order(tracee, Then.STAY, home(regs).pack(), sigmask, mask_first=held)
+        away = (
+            hold(regs.pack(), gadget.hold, NR.shmdt, base)
+            if held
+            else _leading_to(regs, gadget, base).pack()
+        )
+        order = Order(tracee, Then.SYSCALL, away, blocked, mask_first=not held)
+        self._home = Order(tracee, Then.STAY, home_of(regs.pack()), sigmask, mask_first=held)
         self.call = Running(order)
 
     def end(self) -> int:

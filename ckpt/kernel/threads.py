@@ -19,7 +19,8 @@ _XSTATE_ROOM = 16 << 10
 _THREAD = Struct("<ii216sQQIIIxxxxQQQQ48s56sqQ")
 _REGS_AT, _SECTION_AT, _DISPATCH_AT = 2, 8, 11  # in a record
 _ORDER = Struct("<iiiiQ216s")
-_LENT = Struct("<216sQQQQQQQiiii")
+pack_lent = Struct("<216sQQQQQQQiiii").pack
+"""Pack a struct core_lent: its fields, in their order."""
 _NO_REGS = bytes(216)
 _REGS, _MASK, _MASK_FIRST = 1, 2, 4
 
@@ -168,26 +169,10 @@ def _note(order: Order) -> None:
 
 
 class Lent(NamedTuple):
-    """A stopped thread that is lent to us to make a batch: see struct core_lent.
-
-    regs and sigmask are its own; slot is where we see its slot, there where it does itself.
-    """
+    """A stopped thread that is lent to us to make a batch; lent is its struct core_lent."""
 
     tracee: Tracee
-    regs: bytes
-    sigmask: int
-    blocked: int
-    slot: int
-    there: int
-    entry: int
-    tgid: int
-    calls: int
-    signo: int
-    homeward: bool = True
-
-    def pack(self) -> bytes:
-        """Return the struct core_lent."""
-        return _LENT.pack(*self[1:9], self.tracee.tid, self.signo, self.homeward, 0)
+    lent: bytes
 
 
 class Away:
@@ -196,7 +181,7 @@ class Away:
     def __init__(self, lent: list[Lent]) -> None:
         self._lent = lent
         self._array = ffi.new("struct core_lent[]", len(lent))
-        ffi.buffer(self._array)[:] = b"".join([one.pack() for one in lent])
+        ffi.buffer(self._array)[:] = b"".join([one.lent for one in lent])
         self._told = ffi.new("struct core_told[]", [(one.tracee.tid,) for one in lent])
 
     def fill(self) -> None:

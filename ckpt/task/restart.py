@@ -57,8 +57,8 @@ _NEVER_RESTARTED = {
 }
 
 # Calls that wait for a relative time: which argument has it, in ms or as a struct timespec.
-_MILLISECONDS = {NR.poll: 2, NR.epoll_wait: 3, NR.epoll_pwait: 3}
-_TIMESPEC = {
+_MILLISECONDS: dict[int, int] = {NR.poll: 2, NR.epoll_wait: 3, NR.epoll_pwait: 3}
+_TIMESPEC: dict[int, int] = {
     NR.nanosleep: 0,
     NR.clock_nanosleep: 2,
     NR.futex: 3,
@@ -178,8 +178,8 @@ def _is_relative(number: int, args: tuple[int, ...]) -> bool:
     if number == NR.futex and args[1] & _FUTEX_CMD_MASK:
         return False  # all but FUTEX_WAIT take a point in time
     if number in _MILLISECONDS:
-        return args[_MILLISECONDS[NR(number)]] & 0x8000_0000 == 0
-    return number in _TIMESPEC and args[_TIMESPEC[NR(number)]] != 0
+        return args[_MILLISECONDS[number]] & 0x8000_0000 == 0
+    return number in _TIMESPEC and args[_TIMESPEC[number]] != 0
 
 
 def _scheduled(sched: bytes) -> int:
@@ -272,17 +272,17 @@ def _wait(regs: Regs, sleep: Sleep | None, now: int, earlier: Wait | None) -> Wa
 def _once_more(regs: Regs, tid: int, wait: Wait, now: int) -> Regs:
     """Return the registers that make the interrupted call again, for the time that is left."""
     number = wait.number
-    fresh = again(regs, number)._replace(orig_ax=number)
+    fresh = again(regs, number)
     if not _is_relative(number, regs.args):
-        return fresh
+        return fresh._replace(orig_ax=number)
     slept = now - wait.since
     if number in _MILLISECONDS:
-        argument = _MILLISECONDS[NR(number)]
+        argument = _MILLISECONDS[number]
         left = max(regs.args[argument] - slept // 1_000_000, 0)
-        return fresh._replace(**{_ARGUMENTS[argument]: left})
-    argument = _TIMESPEC[NR(number)]
+        return fresh._replace(orig_ax=number, **{_ARGUMENTS[argument]: left})
+    argument = _TIMESPEC[number]
     seconds, nanoseconds = _SPEC.unpack(mem.read(tid, regs.args[argument], _SPEC.size))
     left = max(seconds * 10**9 + nanoseconds - slept, 0)
     where = (regs.sp - _BELOW_STACK) & ~15
     mem.write(tid, where, _SPEC.pack(left // 10**9, left % 10**9))
-    return fresh._replace(**{_ARGUMENTS[argument]: where})
+    return fresh._replace(orig_ax=number, **{_ARGUMENTS[argument]: where})
