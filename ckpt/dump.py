@@ -207,11 +207,12 @@ def take_tasks(snapshot: Snapshot, targets: Targets, frozen: Frozen, seen: Seen)
             # Before its memory: there is where a time is put.
             registers = {one.tid: one.resumption.image for one in process.threads}
             target.snapshot.registers = registers
-            target.memory.see(seen)
         asked.part()
         for target, _ in everybody:
-            target.memory.beside(seen)
+            target.memory.see(seen)
             asked.poke()
+        for target, _ in everybody:
+            target.memory.beside(seen)
         seen.whole()
 
 

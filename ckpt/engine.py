@@ -42,7 +42,7 @@ class Engine(Protocol):
         """Do what is to be done at last: the freeze comes right after it."""
 
     def see(self, seen: Seen) -> None:
-        """See what is to be taken: its threads make calls for us, in memory that is not its."""
+        """See what is to be taken, while a thread still makes a call for us."""
 
     def beside(self, seen: Seen) -> None:
         """Take what can be taken meanwhile."""

@@ -139,6 +139,7 @@ class Frozen:
         self._seized: dict[int, Tracee] = {}
         self._process: dict[int, FrozenProcess] = {}  # by tid
         self._sleeps = Sleeps(glance)
+        self._ready = ffi.NULL
         self._awake: Awake | None = None
         self._policy: tuple[int, os.sched_param] | None = None
 
@@ -147,7 +148,7 @@ class Frozen:
             rolls = [Roll(self._seize(generation)) for generation in self._generations]
             self._sleeps.look(self._seized)
             if self._glance:
-                self._glance.ready()
+                self._ready = self._glance.ready()
             self._hurry()
             self._since = time.monotonic_ns()
             with uninterrupted():
@@ -181,6 +182,7 @@ class Frozen:
         assert self._glance
         seen = self._glance.seen()
         while more := self._seize(one for one in self.processes.values() if _has_more(one, seen)):
+            self._ready = self._glance.ready()
             self._stop(Roll(more), [*self.processes.values()], last=True, told=True)
             seen = self._glance.seen()
         self._see_to(seen)
@@ -265,7 +267,7 @@ class Frozen:
         """Wait for the stops we asked for."""
         glance = self._glance if last else None
         stopped = dict.fromkeys(roll.tracees, 0)
-        if has_heard() or not roll.stop(glance.ready() if glance else ffi.NULL):
+        if has_heard() or not roll.stop(self._ready if glance else ffi.NULL):
             stopped = self._await_each(roll.tracees)
             if glance:
                 glance.begin()

@@ -230,8 +230,15 @@ class Regs(NamedTuple):
 
 
 _REGS = Struct("<27Q")
+_AX_ORIG_AX = Struct("<80xq32xq")
 _R15_TO_BX, _R10_TO_IP = Struct("<6Q"), Struct("<10Q")
 NO_SYSCALL = (1 << 64) - 1
+
+
+def call_of(regs: bytes) -> tuple[int, int]:
+    """Return the call that a task was stopped in, negative if in none, and its result."""
+    result, number = _AX_ORIG_AX.unpack_from(regs)
+    return number, result
 
 
 def again(regs: Regs, nr: int) -> Regs:

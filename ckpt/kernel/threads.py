@@ -31,15 +31,20 @@ class State:
     In a freeze there is no time to make more of it than is needed there.
     """
 
-    __slots__ = ("_areas", "_at", "_record", "critical_section", "raw", "regs", "sigmask")
+    __slots__ = ("_areas", "_at", "_record", "critical_section", "raw", "sigmask")
 
     def __init__(self, record: tuple[Any, ...], areas: "ffi.buffer", at: int) -> None:
         self._record, self._areas, self._at = record, areas, at
         self.raw: bytes = record[_REGS_AT]
-        self.regs = Regs.unpack(self.raw)
+        """Its registers, as the kernel has them."""
         self.sigmask: int = record[_REGS_AT + 1]
         self.critical_section: int = record[_SECTION_AT]
         """The address of its struct rseq_cs, 0 outside of one."""
+
+    @property
+    def regs(self) -> Regs:
+        """Its registers."""
+        return Regs.unpack(self.raw)
 
     @property
     def rseq(self) -> Rseq | None:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from ckpt.errors import CkptError
 from ckpt.kernel import mem, procfs
-from ckpt.kernel.arch import ERESTART_RESTARTBLOCK, NO_SYSCALL, NR, Regs, again, home
+from ckpt.kernel.arch import ERESTART_RESTARTBLOCK, NO_SYSCALL, NR, Regs, again, call_of, home
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.procfs import Syscall, signal_sets
 from ckpt.kernel.ptrace import Tracee
@@ -198,10 +198,9 @@ def _switches(sched: bytes) -> int:
 
 def is_urgent(state: State) -> bool:
     """Say whether a thread that has just stopped would not go on as it should by itself."""
-    regs = state.regs
-    return bool(state.critical_section) or (
-        -regs.result == errno.EINTR and regs.syscall in _NEVER_RESTARTED
-    )
+    number, result = call_of(state.raw)
+    not_again = result == -errno.EINTR and number in _NEVER_RESTARTED
+    return not_again or bool(state.critical_section)
 
 
 def resumption(
