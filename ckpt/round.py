@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One round of questions: all threads of all processes answer at the same time, and we go on."""
 
+from itertools import cycle
 from types import TracebackType
 from typing import Self
 
@@ -18,24 +19,24 @@ class Round:
     """
 
     def __init__(self, visits: list[Visit]) -> None:
-        self._visits = visits
+        self._visits, self._in_turn = visits, cycle(visits)
         self._asked: list[Asked] = []
         self._away: Away | None = None
 
     def __enter__(self) -> Self:
         try:
-            for visit in self._visits:
+            for number, visit in enumerate(self._visits):
                 visit.come()
-                self.poke()
+                if number:
+                    self._visits[number - 1].poke()
         except BaseException:
             self._end()
             raise
         return self
 
     def poke(self) -> None:
-        """Have go on what needs us for it."""
-        for visit in self._visits:
-            visit.poke()
+        """Have go on what needs us for it, in one process after the other."""
+        next(self._in_turn).poke()
 
     def ask(self) -> None:
         """Set all threads off to answer."""
