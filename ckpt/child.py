@@ -133,7 +133,8 @@ def _do_bury(
         one = frozen.leader
         if any(stub[0] <= place < stub[1] for place in (one.regs.ip, one.regs.sp)):
             return False
-        with errand.lent(frozen) as remote:
+        with errand.lent(frozen) as visit:
+            remote = visit.remote
             batch = remote.batch()
             batch.call(NR.wait4, child, 0, WALL | os.WNOHANG, 0)
             if stub[0]:

@@ -131,7 +131,8 @@ class Fork:
         one = frozen.leader
         one.tracee.set_options(one.tracee.options | Options.CLONE)
         try:
-            with self._errand.lent(frozen) as remote:
+            with self._errand.lent(frozen) as visit:
+                remote = visit.remote
                 remote.infect(one.regs, one.sigmask, self._errand.gadget, self._batch)
                 with self._alive():
                     self._child = Child(self._clone.ret, self._room, remote)

@@ -31,7 +31,7 @@ from ckpt.kernel.ptrace import (
     reap,
 )
 from ckpt.kernel.threads import Order, Roll, State, Then, send
-from ckpt.task.restart import Resumption, Sleep, Sleeps, Wait, is_urgent, resumption
+from ckpt.task.restart import Resumption, Sleep, Sleeps, Wait, is_urgent, resumption, wait_of
 
 _GROUP_STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
@@ -68,6 +68,15 @@ class FrozenThread:
         if not self._way:
             self._way = self._resumption()
         return self._way
+
+    @property
+    def wait(self) -> Wait | None:
+        """The call that its stop has interrupted, if restart_syscall(2) is to go on with it."""
+        return (
+            self._way.wait
+            if self._way
+            else wait_of(self.state, self._sleep, self._since, self._earlier)
+        )
 
     @property
     def sigmask(self) -> int:
@@ -197,7 +206,7 @@ class Frozen:
     def waits(self) -> dict[int, Wait]:
         """What this stop has interrupted and the kernel goes on with, for the next stop."""
         everybody = [one for process in self.processes.values() for one in process.threads]
-        found = {one.tid: one.resumption.wait for one in everybody}
+        found = {one.tid: one.wait for one in everybody}
         return {tid: wait for tid, wait in found.items() if wait}
 
     @property

@@ -8,12 +8,12 @@ the process runs again. Every thread answers at the same time as the others.
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from struct import Struct
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from ckpt.errors import CkptError, KernelError, TargetDied
 from ckpt.freeze import Frozen, FrozenProcess, FrozenThread
@@ -188,20 +188,25 @@ class Visit:
     Each step is begun, and ended when others have been begun in other processes.
     """
 
-    def __init__(self, guard: Ward, gadget: Gadget, asked: list[Asked]) -> None:
+    def __init__(self, guard: Ward | None, gadget: Gadget, asked: list[Asked]) -> None:
         self._guard, self._gadget, self._asked = guard, gadget, asked
         self._leader = asked[0]
+        self.remote = asked[0].remote
         self._coming: Running | None = None
         self._going: Detaching | None = None
         self._begun = False
 
+    def begin(self) -> None:
+        """Have it guarded: from here on there is something to be put right."""
+        if self._guard:
+            lent = [(each.remote, each.one.sigmask) for each in self._asked]
+            self._guard.watch(self._gadget, self._leader.one.raw_regs, lent)
+        self._begun = True
+
     def come(self) -> None:
         """Begin to have the segment attached."""
-        remote, one, _ = self._leader
-        regs, lent = one.raw_regs, [(each.remote, each.one.sigmask) for each in self._asked]
-        self._guard.watch(self._gadget, regs, lent)
-        self._begun = True
-        self._coming = remote.attaching(regs, self._gadget)
+        self.begin()
+        self._coming = self.remote.attaching(self._leader.one.raw_regs, self._gadget)
 
     def poke(self) -> None:
         """Have that go on which takes more than one step."""
@@ -238,7 +243,8 @@ class Visit:
         going, self._begun = self._going, False
         assert going
         self._leader.remote.left(going.end())
-        self._guard.relax()
+        if self._guard:
+            self._guard.relax()
 
 
 class _Program:
@@ -248,8 +254,8 @@ class _Program:
     """
 
     def __init__(self, pid: int) -> None:
-        text = procfs.read(pid, "maps")
-        mappings = maps.parse_maps(text)
+        self.text = text = procfs.read(pid, "maps")
+        self.mappings = mappings = maps.parse_maps(text)
         self._pid = pid
         self.busy = [(entry.start, entry.end) for entry in mappings]
         self.gadget = _gadget(pid, mappings)
@@ -261,7 +267,7 @@ class _Program:
 
     def check(self, text: bytes) -> None:
         """Raise TargetDied if the mappings that it has now are not that program's."""
-        if not all(line in text for line in self._code):
+        if text != self.text and not all(line in text for line in self._code):
             raise TargetDied(
                 f"pid {self._pid} ended, or executed another program, while we looked at it"
             )
@@ -321,10 +327,14 @@ class Errand:
         self.segment.close()
 
     @contextmanager
-    def lent(self, frozen: Frozen | FrozenProcess) -> Iterator[Remote]:
-        """Lend the thread, to be infected; when the block ends it is as it was."""
-        self._program.check(procfs.read(self.pid, "maps"))
-        one, status = frozen.leader, procfs.read(self.pid, "status")
+    def lent(self, frozen: Frozen | FrozenProcess, seen: Seen | None = None) -> Iterator[Visit]:
+        """Lend the thread, to be infected; when the block ends, or before, it goes home.
+
+        seen is what a glance has told of the process since it stands still.
+        """
+        seen = seen or Seen()
+        self._program.check(seen.read(self.pid, "maps"))
+        one, status = frozen.leader, seen.read(self.pid, "status")
         with refused_unharmed(frozen.threads):
             if self._sandbox:
                 self._sandbox.open(one, status, self._calls)
@@ -332,29 +342,42 @@ class Errand:
                 seccomp.suspend(one.tracee)
         signo = quiet_signal(*signal_sets(status))
         remote = Remote(one.tracee, self.pid, self.slot, signo=signo)
+        visit = Visit(self._guard, self.gadget, [Asked(remote, one, remote.batch())])
         with uninterrupted():
-            if self._guard:
-                self._guard.watch(self.gadget, one.raw_regs, [(remote, one.sigmask)])
+            visit.begin()
             try:
-                yield remote
+                yield visit
             finally:
-                remote.cure(one.regs, one.sigmask, self.gadget)
-                if self._guard:
-                    self._guard.relax()
+                visit.end()
+
+    def mappings(self, seen: Seen) -> list[maps.MapsEntry]:
+        """Return the mappings that a glance has seen: most likely those that there were before."""
+        text = seen.read(self.pid, "maps")
+        return self._program.mappings if text == self._program.text else maps.parse_maps(text)
+
+
+class Registrar(Protocol):
+    """Who wants a userfaultfd."""
+
+    def plan(self, mappings: list[maps.MapsEntry]) -> None:
+        """Take note of the mappings of the process, as they were and as they are."""
+
+    def register(self, uffd: Userfaultfd) -> None:
+        """Have it; the process is stopped, and its mappings are those that were told last."""
 
 
 def fetch_userfaultfd(
     pid: int,
     pidfd: int,
     features: Feature,
-    register: Callable[[Userfaultfd], None],
+    registrar: Registrar,
     guard: Ward,
     sandbox: Sandbox,
     sharers: list[int],
 ) -> dict[int, Wait]:
     """Have a running process open a userfaultfd, take it over, and leave none with it.
 
-    Gives it to register while the process is stopped, and the sharers, who have its memory, too
+    The registrar has it while the process is stopped, and the sharers, who have its memory, too
     (parents first): its mappings are whole then. Returns the waits that stopping them has
     interrupted. The call that closes it there is in the batch that opens it: without us it would be
     made all the same.
@@ -362,26 +385,45 @@ def fetch_userfaultfd(
     """
     with (
         uninterrupted(),
+        Glance(aside=True) as glance,
         Errand(pid, guard, sandbox, _FETCHING) as errand,
-        Frozen(pid, [[one] for one in sharers]) as frozen,
-        errand.lent(frozen) as remote,
     ):
-        one, batch = frozen.leader, remote.batch()
-        fd = batch.call(NR.userfaultfd, _USERFAULTFD_FLAGS)
-        api = batch.call(NR.ioctl, fd, UFFDIO_API, batch.data(api_request(features)))
-        remote.pause(batch)
-        batch.call(NR.close, fd)
-        remote.infect(one.regs, one.sigmask, errand.gadget, batch)
-        if fd.ret == -errno.EPERM:
-            remote.go_on(batch)
-            fd, api, batch = _hand_in(remote, one, pidfd, features)
-        try:
-            check(fd.ret, "userfaultfd", pid=pid)
-            check(api.ret, "UFFDIO_API", pid=pid)
-            register(Userfaultfd(pidfd_getfd(pidfd, fd.ret)))
+        glance.add(f"/proc/{pid}/maps", first=True)
+        glance.add(*(f"/proc/{one}/status" for one in (pid, *sharers)), first=True)
+        known = errand.mappings(Seen())
+        registrar.plan(known)
+        with Frozen(pid, [[one] for one in sharers], glance=glance) as frozen:
+            seen = frozen.seen()
+            with errand.lent(frozen, seen) as visit:
+                uffd = _fetch(visit, frozen.leader, errand.gadget, pidfd, features)
+                visit.go()
+                now = errand.mappings(seen)
+                if now is not known:
+                    registrar.plan(now)
+                registrar.register(uffd)
             return frozen.waits
-        finally:
-            remote.go_on(batch)
+
+
+def _fetch(
+    visit: Visit, one: FrozenThread, gadget: Gadget, pidfd: int, features: Feature
+) -> Userfaultfd:
+    """Have a thread open a userfaultfd, and close it when we have it."""
+    remote = visit.remote
+    batch = remote.batch()
+    fd = batch.call(NR.userfaultfd, _USERFAULTFD_FLAGS)
+    api = batch.call(NR.ioctl, fd, UFFDIO_API, batch.data(api_request(features)))
+    remote.pause(batch)
+    batch.call(NR.close, fd)
+    remote.infect(one.regs, one.sigmask, gadget, batch)
+    if fd.ret == -errno.EPERM:
+        remote.go_on(batch)
+        fd, api, batch = _hand_in(remote, one, pidfd, features)
+    try:
+        check(fd.ret, "userfaultfd", pid=remote.tgid)
+        check(api.ret, "UFFDIO_API", pid=remote.tgid)
+        return Userfaultfd(pidfd_getfd(pidfd, fd.ret))
+    finally:
+        remote.go_on(batch)
 
 
 def _hand_in(

@@ -25,7 +25,7 @@ from ckpt.image.hot import write_hot
 from ckpt.image.pages import PAGE, PageWriter
 from ckpt.infect import fetch_userfaultfd
 from ckpt.kernel.glance import Glance, Seen
-from ckpt.kernel.maps import MapsEntry, maps, smaps
+from ckpt.kernel.maps import MapsEntry, smaps
 from ckpt.kernel.pagemap import Page, Region
 from ckpt.kernel.userfaultfd import TRACKING, Userfaultfd
 from ckpt.log import INFO
@@ -69,26 +69,30 @@ class Live:
         self._plan, self._logged = _Blind([], []), list[Range]()
         self._looked = False
         self._found: list[Region] = []
+        self._trackable: list[Range] = []
         self._held = ExitStack()
-        self._tracker: Tracker
         with ExitStack() as held:
             held.push(self._held)
+            self._tracker = Tracker()
+            self._held.callback(self._tracker.close)
             snapshot.waits = fetch_userfaultfd(
                 self.pid,
                 snapshot.pidfd,
                 TRACKING,
-                self._register,
+                self,
                 snapshot.guard,
                 snapshot.sandbox,
                 snapshot.sharers(),
             )
             held.pop_all()
 
-    def _register(self, uffd: Userfaultfd) -> None:
-        self._held.callback(uffd.close)
-        mappings = [(one.start, one.end) for one in maps(self.pid) if _trackable(one)]
-        self._tracker = Tracker(uffd, mappings)
-        self._held.callback(self._tracker.close)
+    def plan(self, mappings: list[MapsEntry]) -> None:
+        """Take note of what is to be tracked."""
+        self._trackable = [(one.start, one.end) for one in mappings if _trackable(one)]
+
+    def register(self, uffd: Userfaultfd) -> None:
+        """Have it tracked."""
+        self._tracker.register(uffd, self._trackable)
 
     def __enter__(self) -> "Live":
         with ExitStack() as held:

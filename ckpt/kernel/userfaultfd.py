@@ -108,6 +108,14 @@ class Userfaultfd:
         check(ret, "UFFDIO_REGISTER", addr=start)
         return True
 
+    def register_all(self, mappings: list[tuple[int, int]], mode: Mode) -> list[tuple[int, int]]:
+        """Register whole mappings (start, end); returns those that could be."""
+        ranges = ffi.new("struct core_range[]", [(start, end - start) for start, end in mappings])
+        done = ffi.new("uint8_t[]", len(mappings))
+        ret = lib.core_uffd_register(self.fd, ranges, len(mappings), mode, done)
+        check(ret, "UFFDIO_REGISTER")
+        return [one for one, yes in zip(mappings, done, strict=True) if yes]
+
     def unregister(self, start: int, end: int) -> None:
         """Let go of a range, if it is registered; who waits for a write fault has to be woken."""
         arg = ffi.new("uint64_t[2]", [start, end - start])

@@ -33,16 +33,15 @@ _SLOWER, _SLOWEST_NS = 2, 500_000  # than copying a page; a call may fault on th
 
 
 class Tracker:
-    """The log of one process. Owns the userfaultfd; closing it sets the process free of us.
+    """The log of one process. Owns the userfaultfd; closing it sets the process free of us."""
 
-    mappings are what is to be registered, if it can be; the process is stopped.
-    """
+    _uffd: Userfaultfd
 
-    def __init__(self, uffd: Userfaultfd, mappings: Iterable[Range]) -> None:
-        self.registered = union(one for one in mappings if uffd.register(*one, Mode.WP))
+    def __init__(self) -> None:
+        self.registered: list[Range] = []
         self.faults = 0
         self._delay = 0
-        self._uffd, self._log = uffd, FaultLog()
+        self._log = FaultLog()
         self._faults: list[bytes] = []
         self._lost: list[Range] = []
         self._gone: list[Range] = []
@@ -51,6 +50,11 @@ class Tracker:
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._keep, name="faults", daemon=True)
         self._awake: Awake | None = None
+
+    def register(self, uffd: Userfaultfd, mappings: list[Range]) -> None:
+        """Have all of them registered that can be; the process is stopped."""
+        self._uffd = uffd
+        self.registered = union(uffd.register_all(mappings, Mode.WP))
 
     def start(self) -> None:
         """Begin to answer; what we are told of waits until then."""
@@ -78,6 +82,14 @@ class Tracker:
         """
         if self._stop < 0:
             return
+        if hasattr(self, "_uffd"):
+            self._let_go()
+        if self._awake:
+            self._awake.close()
+        os.close(self._stop)
+        self._stop = -1
+
+    def _let_go(self) -> None:
         self._log.delay(0)
         with suppress(KernelError):  # gone, or being changed: closing does it
             self._uffd.protect(_cut(self.registered), on=False)
@@ -85,10 +97,6 @@ class Tracker:
         if self._thread.ident:
             self._thread.join()
         self._uffd.close()
-        if self._awake:
-            self._awake.close()
-        os.close(self._stop)
-        self._stop = -1
 
     # --- the thread that answers
 

@@ -203,6 +203,15 @@ def is_urgent(state: State) -> bool:
     return not_again or bool(state.critical_section)
 
 
+def wait_of(state: State, sleep: Sleep | None, now: int, earlier: Wait | None) -> Wait | None:
+    """Return the wait of a resumption alone; what for somebody else's stop is nobody knows."""
+    number, result = call_of(state.raw)
+    if number < 0 or -result != ERESTART_RESTARTBLOCK:
+        return None
+    wait = _wait(state.regs, sleep, now, earlier)
+    return None if wait.number == NR.restart_syscall else wait
+
+
 def resumption(
     tracee: Tracee,
     state: State,

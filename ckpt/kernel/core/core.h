@@ -194,6 +194,13 @@ int64_t core_uffd_copy(int32_t fd, uint64_t start, const void *src, uint64_t len
 int64_t core_uffd_zero(int32_t fd, uint64_t start, uint64_t len);
 
 /*
+ * Register whole mappings; done says of each whether it could be (not: EINVAL, EBUSY, ENOMEM,
+ * EPERM). Returns how many.
+ */
+int64_t core_uffd_register(int32_t fd, const struct core_range *ranges, size_t n, uint64_t mode,
+			   uint8_t *done);
+
+/*
  * Write-protect ranges, or take that away. Returns how many were done: fewer than n when an event
  * has to be read first, or when something in the next range is not registered any more; where
  * protection is taken away, that is passed over.

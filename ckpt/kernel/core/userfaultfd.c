@@ -32,6 +32,25 @@ static int64_t writeprotect_soon(int32_t fd, uint64_t start, uint64_t len, uint6
 	return ret;
 }
 
+int64_t core_uffd_register(int32_t fd, const struct core_range *ranges, size_t n, uint64_t mode,
+			   uint8_t *done)
+{
+	int64_t count = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		struct uffdio_register arg = {
+			.range = { ranges[i].start, ranges[i].len },
+			.mode = mode,
+		};
+
+		done[i] = ioctl(fd, UFFDIO_REGISTER, &arg) == 0;
+		if (!done[i] && errno != EINVAL && errno != EBUSY && errno != ENOMEM && errno != EPERM)
+			return -errno;
+		count += done[i];
+	}
+	return count;
+}
+
 int64_t core_uffd_protect(int32_t fd, const struct core_range *ranges, size_t n, int32_t protect)
 {
 	uint64_t mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0;
