@@ -57,6 +57,7 @@ _LEADER_ROOM, _ROOM_EACH, _THREAD_ROOM = 1 << 20, 1 << 10, 16 << 10
 _SECOND_ROOM = 1 << 20
 _AT_ONCE = 64 << 10
 _SPARE_CALLS, _SPARE = 16, 4096
+_TIMERS_AT_ONCE = 16
 _NOT_MAPPED = KERNELS_OWN | GUARD | Status.SYSVIPC.value
 _TO_STOP = 0.1  # seconds that a task takes at most for it
 
@@ -471,9 +472,28 @@ class Task:
         timers.create(task_timers, batch, restore_ids=features.timer_cr_ids())
         for signo in self._room.signals_of_ends(saved):  # children have ended, or stopped, for us
             signals.forget(signo, batch)
+        free = {tid: self._free(tid) for tid in self._remotes}
+        counted = timers.counted(task_timers, saved.pid, free)
+        if counted:
+            yield Calls(self._leader, batch)
+            yield from self._count(counted)
+            batch = self._batch()
         signals.restore(saved.leader.tc.signals_s, saved.pid, None, batch)
-        timers.arm(task_timers, batch)
+        timers.arm(task_timers, counted, batch)
         yield Calls(self._leader, batch)
+
+    def _free(self, tid: int) -> int:
+        """Return the signals that a thread blocks for us, and that do not wait for it alone."""
+        waiting = signals.mask([self.saved.cores[tid].thread_core.signals_p])
+        return self._remotes[tid].blocked & ~waiting
+
+    def _count(self, counted: timers.Counted) -> Errands:
+        """Make the overrun counts of timers, before any signal waits for all threads."""
+        for tid, some in counted.items():
+            for at in range(0, len(some), _TIMERS_AT_ONCE):
+                batch = self._remotes[tid].batch()
+                timers.count(some[at : at + _TIMERS_AT_ONCE], batch)
+                yield Calls(self._remotes[tid], batch)
 
     def await_pager(self) -> None:
         """Wait until the pager, if there is one, serves."""

@@ -3,9 +3,17 @@
 
 Both are kept as the time that is left, and go on from there: for a timer, being dumped is no time
 at all.
+
+The overrun count of a POSIX timer (timer_getoverrun(2)) is made when its signal is taken, of the
+intervals that have gone by since it was due, and forgotten when the timer is set. So a timer with a
+count is set to a moment long ago, and its signal taken at once (`count`). That cannot be done for
+CLOCK_REALTIME, where a timer that is set to a moment obeys who sets the clock, and nothing tells
+whether it did; nor for CPU clocks, on which there is no such moment.
 """
 
-from collections.abc import Callable
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
 from struct import Struct
 
 from ckpt.image import pb
@@ -14,9 +22,15 @@ from ckpt.kernel.procfs import PosixTimer
 from ckpt.kernel.remote import Batch, Call
 
 _SPEC = Struct("<qqqq")  # struct itimerval, itimerspec: interval, then value
+_TIME = Struct("<qq")  # struct timespec
 _SIGEVENT = Struct("<Qiii44x")  # sigval, signo, notify, thread id
 _ITIMERS = ("real", "virt", "prof")
-_SIGEV_THREAD_ID = 4
+_SIGEV_NONE, _SIGEV_THREAD_ID = 1, 4
+_TIMER_ABSTIME = 1
+_SECOND = 10**9
+_COUNTING = {time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME, time.CLOCK_TAI}
+_JOB_CONTROL = {signal.SIGCONT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+"""Signals that do something by being sent."""
 _PR_TIMER_CREATE_RESTORE_IDS = 77
 
 
@@ -103,15 +117,67 @@ def _create(timer: pb.posix_timer_entry, wanted: int, batch: Batch) -> Call:
     return batch.call(NR.timer_create, timer.clock_id, batch.data(event), where, must=True)
 
 
-def arm(entry: pb.task_timers_entry, batch: Batch) -> None:
-    """Add the calls that set all timers going: the last thing before the task runs."""
+Counted = dict[int, list[pb.posix_timer_entry]]
+"""Timers, by the thread that takes their signals."""
+
+
+def counted(entry: pb.task_timers_entry, pid: int, free: Mapping[int, int]) -> Counted:
+    """Return the timers whose overrun count can be made again.
+
+    free has the signals (a set) that a thread blocks while it makes calls for us, without those
+    that wait for it already: one of these would be taken in the timer's stead. What is due last
+    comes first, so that no timer is due again before all of them are counted.
+    """
+    found: Counted = {}
+    for timer in sorted(entry.posix, key=lambda timer: -_ns(timer.vsec, timer.vnsec)):
+        tid = timer.notify_thread_id if timer.it_sigev_notify & _SIGEV_THREAD_ID else pid
+        if _first(timer) > 0 and _can_be_taken(timer.si_signo, free.get(tid, 0)):
+            found.setdefault(tid, []).append(timer)
+    return found
+
+
+def _can_be_taken(signo: int, free: int) -> bool:
+    return signo > 0 and bool(free >> signo - 1 & 1) and signo not in _JOB_CONTROL
+
+
+def _first(timer: pb.posix_timer_entry) -> int:
+    """Return when the timer was due, had its signal been taken now: ns of its clock; or 0."""
+    left, interval = _ns(timer.vsec, timer.vnsec), _ns(timer.isec, timer.insec)
+    tells = timer.it_sigev_notify != _SIGEV_NONE and timer.clock_id in _COUNTING
+    if not (timer.overrun and tells and 0 < left <= interval):
+        return 0
+    return time.clock_gettime_ns(timer.clock_id) + left - (timer.overrun + 1) * interval
+
+
+def count(timers: Iterable[pb.posix_timer_entry], batch: Batch) -> None:
+    """Add the calls by which a thread sets timers going as if it had just taken their signals.
+
+    It has these blocked, and what is blocked is queued even if it is ignored (signal(7)).
+    """
+    second = batch.data(_TIME.pack(1, 0))
+    for timer in timers:
+        spec = batch.data(_SPEC.pack(timer.isec, timer.insec, *divmod(_first(timer), _SECOND)))
+        batch.call(NR.timer_settime, timer.it_id, _TIMER_ABSTIME, spec, 0, must=True)
+        wanted = batch.data((1 << timer.si_signo - 1).to_bytes(8, "little"))
+        batch.call(NR.rt_sigtimedwait, wanted, 0, second, 8, must=True)
+
+
+def _ns(seconds: int, nanoseconds: int) -> int:
+    return seconds * _SECOND + nanoseconds
+
+
+def arm(entry: pb.task_timers_entry, done: Counted, batch: Batch) -> None:
+    """Add the calls that set the timers going that are not done: the last thing before it runs."""
     for which, name in enumerate(_ITIMERS):
         item = getattr(entry, name)
         item = _itimer(item.isec, item.iusec, item.vsec, item.vusec)  # CRIU keeps what it saw
         if item.vsec or item.vusec:
             spec = _SPEC.pack(item.isec, item.iusec, item.vsec, item.vusec)
             batch.call(NR.setitimer, which, batch.data(spec), 0, must=True)
+    ids = {timer.it_id for timers in done.values() for timer in timers}
     for timer in entry.posix:
+        if timer.it_id in ids:
+            continue
         if timer.vsec or timer.vnsec or timer.isec or timer.insec:
             spec = _SPEC.pack(timer.isec, timer.insec, timer.vsec, timer.vnsec)
             batch.call(NR.timer_settime, timer.it_id, 0, batch.data(spec), 0, must=True)

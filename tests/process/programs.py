@@ -71,6 +71,7 @@ PROGRAMS = (
     program("sigaltstack"),
     program("itimers"),
     program("posix_timers"),
+    program("timers_counts", "counts", source="posix_timers", criu_restore="loses the counts"),
     program("timerslack", criu="not kept"),
     program("sched"),
     program("sched_affinity", criu="not kept"),

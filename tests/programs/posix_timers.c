@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * POSIX timers: their ids with gaps, clocks, who is told and how, remaining time and interval; one
- * that fires on, one for a thread, one disarmed.
+ * that fires on, one for a thread, one disarmed. With another argument: their overrun counts.
  */
 #include "program.h"
 #include <pthread.h>
@@ -59,9 +59,107 @@ static void *wait_for_signal(void *set)
 	return NULL;
 }
 
+static int overruns(int id)
+{
+	return syscall(SYS_timer_getoverrun, id);
+}
+
+/* Have a timer go off, which has then been due for that many intervals more. */
+static void overrun(int id, clockid_t clock, int count, int64_t interval)
+{
+	int64_t past = count * interval + interval / 2, now = now_ns(clock) / 1000000;
+	if (now <= past)
+		skip("the machine was only just started");
+	arm(id, TIMER_ABSTIME, now - past, interval);
+}
+
+enum { INTERVAL = 600, LONG = 7000 };
+static const union sigval other = {.sival_int = 17};
+static int of_thread;
+
+/* The thread takes the signals of its timers itself. */
+static void *count_in_thread(void *set)
+{
+	waiter = gettid();
+	while (!of_thread)
+		usleep(1000);
+	overrun(of_thread, CLOCK_BOOTTIME, 3, LONG);
+	need(sigwaitinfo(set, &waited) > 0);
+	while (of_thread)
+		usleep(1000);
+	return NULL;
+}
+
+/* Overrun counts: of the process, of a thread; where another signal waits, and where none ran over. */
+static void counts(void)
+{
+	int signo = SIGRTMIN + 1, often = create(CLOCK_MONOTONIC, SIGEV_SIGNAL, signo, 1, 0);
+	int twice = create(CLOCK_TAI, SIGEV_SIGNAL, signo, 2, 0);
+	int never = create(CLOCK_MONOTONIC, SIGEV_SIGNAL, signo, 3, 0);
+	int ignored = create(CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGALRM, 4, 0);
+	int64_t interval = 0;
+	pthread_t thread;
+	siginfo_t info = {};
+	sigset_t set;
+	sigemptyset(&set);
+	sigaddset(&set, signo);
+	sigaddset(&set, SIGALRM);
+	sigaddset(&set, SIGRTMIN + 2);
+	need(!pthread_sigmask(SIG_BLOCK, &set, NULL));
+	need(signal(SIGALRM, SIG_IGN) != SIG_ERR); /* blocked, it is queued all the same */
+	need(!pthread_create(&thread, NULL, count_in_thread, &set));
+	while (!waiter)
+		usleep(1000);
+	int in_thread = create(CLOCK_BOOTTIME, SIGEV_THREAD_ID, SIGRTMIN + 2, 5, waiter);
+	of_thread = in_thread;
+	while (waited.si_signo != SIGRTMIN + 2)
+		usleep(1000);
+
+	overrun(often, CLOCK_MONOTONIC, 4, INTERVAL);
+	need(sigwaitinfo(&set, &info) == signo && info.si_overrun == 4);
+	overrun(twice, CLOCK_TAI, 2, LONG);
+	need(sigwaitinfo(&set, &info) == signo && info.si_overrun == 2);
+	overrun(ignored, CLOCK_MONOTONIC, 1, LONG);
+	need(sigwaitinfo(&set, &info) == SIGALRM && info.si_overrun == 1);
+	overrun(never, CLOCK_MONOTONIC, 0, LONG);
+	need(sigwaitinfo(&set, &info) == signo && info.si_overrun == 0);
+	need(!sigqueue(getpid(), signo, other));
+	int64_t started = now_ns(CLOCK_MONOTONIC);
+
+	checkpoint();
+
+	check_is(overruns(often), 4);
+	check_is(overruns(twice), 2);
+	check_is(overruns(ignored), 1);
+	check_is(overruns(never), 0);
+	check_is(overruns(in_thread), 3);
+	int64_t passed = (now_ns(CLOCK_MONOTONIC) - started) / 1000000, rest = left(twice, &interval);
+	check_is(interval, LONG);
+	if (passed < LONG / 2 - 500)
+		check(rest <= LONG / 2 && rest >= LONG / 2 - passed - 500, "%ld", rest);
+
+	/* What waited does, once, and the timer goes on. */
+	int values = 0, codes = 0;
+	sigset_t one;
+	sigemptyset(&one);
+	sigaddset(&one, signo);
+	for (int i = 0; i < 2; i++, values += info.si_value.sival_int, codes += info.si_code)
+		check_is(sigwaitinfo(&one, &info), signo);
+	check_is(values, other.sival_int + 1);
+	check_is(codes, SI_QUEUE + SI_TIMER);
+	check_is(left(often, &interval) > 0, 1);
+	check_is(interval, INTERVAL);
+	of_thread = 0;
+	pthread_join(thread, NULL);
+}
+
 int main(int argc, char **argv)
 {
 	begin(argc, argv);
+	if (argc > 2) {
+		counts();
+		return verdict();
+	}
 	struct timespec second = {1, 0};
 	siginfo_t info = {};
 	pthread_t thread;
