@@ -26,7 +26,7 @@ from ckpt.kernel.ffi import check
 from ckpt.kernel.gadget import Gadget, find_holding, find_syscall
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.pidfd import pidfd_getfd
-from ckpt.kernel.procfs import PosixTimer, signal_sets
+from ckpt.kernel.procfs import signal_sets
 from ckpt.kernel.remote import At, Batch, Call, Detaching, Remote, Segment, Slot, quiet_signal
 from ckpt.kernel.threads import Running, State
 from ckpt.kernel.userfaultfd import (
@@ -52,6 +52,7 @@ class _ThreadQuestions(NamedTuple):
     slot: Slot
     batch: Batch
     thread: thread.Answer
+    keyrings: bool
 
 
 class Questions:
@@ -80,8 +81,7 @@ class Questions:
         self._threads: dict[int, _ThreadQuestions] = {}
         self._taken: dict[int, thread.Raw] = {}
         self._of_all: tuple[Seen, int, list[bytes]]
-        self._build_leader(self._timers)
-        for tid in tids:
+        for tid in (pid, *tids):
             self._of_thread(tid)
 
     def __enter__(self) -> Self:
@@ -95,19 +95,23 @@ class Questions:
     ) -> None:
         self._segment.close()
 
-    def _build_leader(self, timers: list[PosixTimer]) -> None:
-        slot = self._segment.slot(_LEADER_ROOM + _TIMER_ROOM * len(timers))
-        batch = Batch(slot)
-        self._ask_process = process.ask(timers, batch)
-        self._ask_mm = mm.ask(batch)
-        self._threads[self.pid] = _ThreadQuestions(slot, batch, thread.ask(batch))
-
     def _of_thread(self, tid: int) -> _ThreadQuestions:
-        if tid not in self._threads:
-            slot = self._segment.slot(_THREAD_ROOM)
-            batch = Batch(slot)
-            self._threads[tid] = _ThreadQuestions(slot, batch, thread.ask(batch))
-        return self._threads[tid]
+        """Return the questions to a thread; built anew if its filters have become stricter."""
+        keyrings = self._sandbox.may_tell_keyrings(tid)
+        known = self._threads.get(tid)
+        if not known or known.keyrings != keyrings:
+            known = self._build(keyrings=keyrings, leader=tid == self.pid)
+            self._threads[tid] = known
+        return known
+
+    def _build(self, *, keyrings: bool, leader: bool) -> _ThreadQuestions:
+        room = _LEADER_ROOM + _TIMER_ROOM * len(self._timers) if leader else _THREAD_ROOM
+        slot = self._segment.slot(room)
+        batch = Batch(slot)
+        if leader:
+            self._ask_process = process.ask(self._timers, batch)
+            self._ask_mm = mm.ask(batch)
+        return _ThreadQuestions(slot, batch, thread.ask(batch, keyrings=keyrings), keyrings)
 
     def look_ahead(self, glance: Glance) -> None:
         """Open what will be read in the freeze."""
@@ -125,7 +129,8 @@ class Questions:
         self._program.check(seen.read(self.pid, "maps"))
         timers = procfs.parse_timers(seen.read(self.pid, "timers"))
         if timers != self._timers:
-            self._build_leader(timers)
+            self._timers = timers
+            del self._threads[self.pid]
         lent = []
         with refused_unharmed(frozen.threads):
             for one in frozen.threads:
@@ -134,7 +139,7 @@ class Questions:
                 signals = signal_sets(status)
                 pending = one.tracee.pending(shared=False) if signals.own else []
                 self._taken[one.tid] = thread.Raw(status, one.state, pending)
-                slot, batch, _ = self._of_thread(one.tid)
+                slot, batch, *_ = self._of_thread(one.tid)
                 remote = Remote(one.tracee, self.pid, slot, signo=quiet_signal(*signals))
                 lent.append(Asked(remote, one, batch))
         leader = frozen.leader

@@ -27,7 +27,7 @@ from ckpt.kernel.arch import NR
 from ckpt.kernel.remote import ATTACHING, ENTERING, HELD, Batch, Draft, Slot
 from ckpt.kernel.seccomp import ALLOW, LOG, Chain, Pattern
 from ckpt.memory import mm
-from ckpt.task import process, thread
+from ckpt.task import creds, process, thread
 
 _ROOM, _BASE = 64 << 10, 1 << 46
 _RESTART = Pattern(NR.restart_syscall)
@@ -103,6 +103,13 @@ class Sandbox:
             what = f"{_name(worst)}, for which its seccomp filter could harm it"
             raise KernelError(errno.EPERM, what, pid=tid)
 
+    def may_tell_keyrings(self, tid: int) -> bool:
+        """Say whether a thread may be asked for its keyrings; who may not is dumped all the same.
+
+        Filters that kill for keyctl(2) are common, and keyrings are not.
+        """
+        return not seccomp.harmful(self._chains.get(tid, ()), _keyrings())
+
     def chains(self, tids: Iterable[int]) -> dict[int, Chain]:
         """Return the filters that threads had when they were opened."""
         return {tid: self._chains.get(tid, ()) for tid in tids}
@@ -150,14 +157,25 @@ def _name(call: Pattern) -> str:
 @cache
 def _questions(*, leader: bool) -> tuple[Pattern, ...]:
     """Return the calls that a thread makes for a dump."""
-    batch = Batch(Slot(Draft(_ROOM, _BASE), 0, _ROOM))
-    thread.ask(batch)
+    batch = _draft()
+    thread.ask(batch, keyrings=False)
     if not leader:
         return (*batch.patterns(), *ENTERING)
     process.ask([], batch)
     mm.ask(batch)
     timers = Pattern(NR.timer_gettime), Pattern(NR.timer_getoverrun)
     return (*batch.patterns(), *ENTERING, *timers)
+
+
+@cache
+def _keyrings() -> tuple[Pattern, ...]:
+    batch = _draft()
+    creds.ask_keyrings(batch)
+    return batch.patterns()
+
+
+def _draft() -> Batch:
+    return Batch(Slot(Draft(_ROOM, _BASE), 0, _ROOM))
 
 
 # --- in another process

@@ -118,6 +118,7 @@ class NR(IntEnum):
     epoll_wait = 232
     epoll_ctl = 233
     tgkill = 234
+    keyctl = 250
     ioprio_set = 251
     ioprio_get = 252
     pselect6 = 270

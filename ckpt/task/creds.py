@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Credentials of a thread: ids, groups, capabilities, securebits, no_new_privs.
 
-They belong to each thread (credentials(7)); glibc only makes it look otherwise. Keyrings are not
-looked at: a task that is asked for its session keyring has one from then on.
+They belong to each thread (credentials(7)); glibc only makes it look otherwise.
+
+So do keyrings. Whether a thread has one of its own, or one of its process, is asked without making
+any (KEYCTL_GET_KEYRING_ID), and such a one is refused: a key may be read by who possesses it alone,
+or by nobody. The session keyring is not asked for: a task that is has one from then on.
 """
 
+import errno
+from collections.abc import Callable
+
+from ckpt.errors import Unsupported
 from ckpt.image import pb
 from ckpt.kernel.arch import NR
 from ckpt.kernel.procfs import Status
@@ -15,11 +22,35 @@ _PR_CAPBSET_DROP, _PR_GET_SECUREBITS, _PR_SET_SECUREBITS, _PR_CAP_AMBIENT = 24, 
 _AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 2, 4
 _NO_SETUID_FIXUP = 1 << 2
 _CAPABILITY_V3 = 0x20080522
+_KEYCTL_GET_KEYRING_ID = 0
+_KEYRINGS = {"thread": -1, "process": -2}  # KEY_SPEC_THREAD_KEYRING, KEY_SPEC_PROCESS_KEYRING
+_NO_KEYRING = (-errno.ENOKEY, -errno.ENOSYS, -errno.EPERM)  # none; no keys in this kernel, or here
 
 
 def ask(batch: Batch) -> Call:
     """Add the call whose result is the securebits: all that /proc does not show."""
     return batch.call(NR.prctl, _PR_GET_SECUREBITS)
+
+
+def ask_keyrings(batch: Batch) -> Callable[[Status], None]:
+    """Add the calls that tell whether a thread has keyrings.
+
+    Returns what raises Unsupported if it has, once the batch has run.
+    """
+    asked = [
+        (kind, batch.call(NR.keyctl, _KEYCTL_GET_KEYRING_ID, ring, 0))
+        for kind, ring in _KEYRINGS.items()
+    ]
+
+    def check(status: Status) -> None:
+        for kind, call in asked:
+            if call.ret not in _NO_KEYRING:  # which includes one that is revoked, or expired
+                raise Unsupported(
+                    f"thread {status.pid} of pid {status.tgid} has a {kind} keyring: not supported",
+                    hint="keys in the user keyring (KEY_SPEC_USER_KEYRING) are not part of a dump",
+                )
+
+    return check
 
 
 def dump(status: Status, securebits: int) -> pb.creds_entry:

@@ -29,19 +29,23 @@ class Raw(NamedTuple):
 Answer = Callable[[Raw], tuple[pb.thread_core_entry, int]]
 
 
-def ask(batch: Batch) -> Answer:
-    """Add the calls a thread has to make about itself.
+def ask(batch: Batch, *, keyrings: bool) -> Answer:
+    """Add the calls a thread has to make about itself; whether it has keyrings only if it may.
 
-    Returns what makes its record, and its clear_tid address, once the batch has run.
+    Returns what makes its record, and its clear_tid address, once the batch has run; that raises
+    Unsupported for keyrings.
     """
     stack = signals.ask_altstack(batch)
     clear_tid, pdeath = batch.room(8), batch.room(4)
     batch.call(NR.prctl, _PR_GET_TID_ADDRESS, clear_tid)
     batch.call(NR.prctl, _PR_GET_PDEATHSIG, pdeath)
     securebits, slack = creds.ask(batch), sched.ask(batch)
+    check_keyrings = creds.ask_keyrings(batch) if keyrings else None
 
     def answer(raw: Raw) -> tuple[pb.thread_core_entry, int]:
         status = procfs.parse_status(raw.status)
+        if check_keyrings:
+            check_keyrings(status)
         entry = _outside(raw, status.name)
         entry.sas.CopyFrom(signals.altstack(stack))
         entry.pdeath_sig = int.from_bytes(pdeath.bytes, "little")

@@ -104,6 +104,27 @@ PROGRAMS = (
     ),
     program("mdwe", refused="written and executed", criu="cannot infect it either"),
     program("dispatch", refused="Syscall User Dispatch", criu="loses it"),
+    program(
+        "keyrings_thread",
+        "thread",
+        source="keyrings",
+        refused="has a thread keyring",
+        criu="loses it",
+    ),
+    program(
+        "keyrings_process",
+        "process",
+        source="keyrings",
+        refused="has a process keyring",
+        criu="loses it",
+    ),
+    program(
+        "keyrings_revoked",
+        "revoked",
+        source="keyrings",
+        refused="has a thread keyring",
+        criu="loses it",
+    ),
     program("oom_score_adj"),
     program("subreaper"),
     # Interrupted system calls

@@ -49,3 +49,15 @@ def test_who_can_neither_be_held_nor_go_on() -> None:
 def test_a_call_that_kills() -> None:
     with pytest.raises(Unsupported, match=r"for prctl\(2\)"):
         Sandbox(os.getpid())._check(os.getpid(), filtered(ASKED | {NR.prctl: 0}, ALLOW))
+
+
+@pytest.mark.parametrize(
+    ("answer", "asked"), [(KILL_PROCESS, False), (ERRNO | 1, True)], ids=["killed", "refused"]
+)
+def test_who_is_killed_for_keyctl_is_not_asked(answer: int, asked: bool) -> None:
+    """Such a filter is no reason to refuse a dump: nearly nobody has keyrings of its own."""
+    sandbox, chain = Sandbox(os.getpid()), filtered({NR.keyctl: answer}, ALLOW)
+    sandbox._chains[os.getpid()] = chain
+    sandbox._check(os.getpid(), chain)
+    assert sandbox.may_tell_keyrings(os.getpid()) == asked
+    assert sandbox.may_tell_keyrings(1)
