@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from struct import Struct
 from types import TracebackType
@@ -400,11 +400,14 @@ def fetch_userfaultfd(
         with Frozen(pid, [[one] for one in sharers], glance=glance) as frozen:
             seen = frozen.seen()
             with errand.lent(frozen, seen) as visit:
-                uffd = _fetch(visit, frozen.leader, errand.gadget, pidfd, features)
-                visit.go()
-                now = errand.mappings(seen)
-                if now is not known:
-                    registrar.plan(now)
+                with ExitStack() as held:
+                    uffd = _fetch(visit, frozen.leader, errand.gadget, pidfd, features)
+                    held.callback(uffd.close)
+                    visit.go()
+                    now = errand.mappings(seen)
+                    if now is not known:
+                        registrar.plan(now)
+                    held.pop_all()
                 registrar.register(uffd)
             return frozen.waits
 
