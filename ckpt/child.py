@@ -25,6 +25,7 @@ from ckpt.kernel.arch import NO_SYSCALL, NR
 from ckpt.kernel.pidfd import pidfd_open
 from ckpt.kernel.ptrace import WALL, Options, Tracee, reap
 from ckpt.kernel.remote import Batch, Call, Remote, Slot
+from ckpt.kernel.way import way_to
 from ckpt.memory.layout import Range
 from ckpt.sandbox import Sandbox
 
@@ -48,7 +49,9 @@ class Child:
     def __init__(self, pid: int, slot: Slot, maker: Remote) -> None:
         self.pid = pid
         self._tracee = Tracee.born(pid, maker.tracee)
-        self._tracee.set_options(self._tracee.options & ~Options.CLONE | Options.EXITKILL)
+        self._tracee.set_options(
+            self._tracee.options & ~(Options.CLONE | Options.EXIT) | Options.EXITKILL
+        )
         self._regs = self._tracee.regs()._replace(orig_ax=NO_SYSCALL)
         self._remote = Remote(self._tracee, pid, slot, signo=maker.signo)
         self._remote.born()
@@ -127,7 +130,7 @@ def _do_bury(
     """Do it, unless the thread is still in the stub, from where it goes home by itself."""
     with (
         uninterrupted(),  # or their segment would stay
-        Errand(pid, guard, sandbox, CALLS) as errand,
+        Errand(way_to(pid), guard, sandbox, CALLS) as errand,
         Frozen(pid, [[one] for one in sharers]) as frozen,
     ):
         one = frozen.leader

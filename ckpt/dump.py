@@ -17,6 +17,7 @@ from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.nsfs import entered, is_ours
+from ckpt.kernel.way import is_over, way_to
 from ckpt.log import INFO
 from ckpt.memory import unchanged
 from ckpt.memory.layout import Range
@@ -90,7 +91,7 @@ def _attempt(options: DumpOptions, unseen: list[Range], hooks: Hooks) -> DumpRep
 def _telling_change(targets: Targets) -> Iterator[None]:
     """Say of whatever fails when the root, or its program, has ended that it was that.
 
-    It is no failure if it was a descendant: then the dump has to begin anew.
+    It is no failure if it was a descendant, or a thread: then the dump has to begin anew.
     """
     pid = targets.root
     stack = _stack(pid)
@@ -100,7 +101,8 @@ def _telling_change(targets: Targets) -> Iterator[None]:
         raise
     except (CkptError, OSError) as error:
         why = _end(pid, stack)
-        if not why and (isinstance(error, TargetDied) or targets.ended()):
+        lost = isinstance(error, TargetDied) or targets.ended() or targets.is_astray()
+        if not why and lost:
             raise Again(str(error)) from error
         if why and isinstance(error, OSError):
             raise TargetDied(f"pid {pid} {why} ({error})") from error
@@ -109,7 +111,7 @@ def _telling_change(targets: Targets) -> Iterator[None]:
 
 def _end(pid: int, stack: int) -> str:
     """Say in which way a process is not what it was, if it is not."""
-    if procfs.is_ending(pid):
+    if is_over(pid):
         return "ended while it was dumped"
     return "" if _stack(pid) == stack else "executed another program meanwhile"
 
@@ -117,7 +119,7 @@ def _end(pid: int, stack: int) -> str:
 def _stack(pid: int) -> int:
     """Return where the stack began, which each execve(2) places anew; 0 if there is none."""
     try:
-        return procfs.stat(pid).start_stack
+        return procfs.stat(way_to(pid).tid).start_stack
     except CkptError:
         return 0
 
@@ -156,7 +158,7 @@ def _freeze(
         take_namespaces(snapshot, targets, seen)
         if options.manage_cgroups != "ignore":
             for target in targets:
-                target.snapshot.cgroups = cgroups.take(target.pid, seen.read)
+                target.snapshot.cgroups = cgroups.take(target.tid, seen.read)
         hooks.dump([target.pid for target in targets], snapshot.image)
         log.stage("write")
         if options.leave_running:
@@ -186,12 +188,12 @@ def look_ahead(snapshot: Snapshot, targets: Targets, glance: Glance) -> None:
     begin = glance.mark()
     for kind in namespaces.KINDS:
         # What it shows says which it is; the inode, with its times, is made anew (fs/nsfs.c).
-        glance.link(f"/proc/{targets.root}/ns/{kind.name}", stat=False)
+        glance.link(f"/proc/{targets.way.tid}/ns/{kind.name}", stat=False)
     snapshot.namespaces = glance.since(begin)
     targets.together(snapshot.opened.look)
     snapshot.opened.look_ahead(snapshot.files, glance)
     targets.each(lambda target: target.snapshot.links.save(snapshot.files))
-    snapshot.own_namespaces = own_namespaces(targets.root)
+    snapshot.own_namespaces = own_namespaces(targets.way.tid)
     targets.together(targets.see_who_shares)
 
 
@@ -224,20 +226,20 @@ def take_memory(targets: Targets, frozen: Frozen, seen: Seen) -> None:
         target.memory.freeze(process, seen)
 
 
-def own_namespaces(pid: int) -> list[str]:
+def own_namespaces(tid: int) -> list[str]:
     """Return the kinds of namespaces that a process has of its own."""
-    return [kind.name for kind in namespaces.KINDS if not is_ours(kind.name, pid)]
+    return [kind.name for kind in namespaces.KINDS if not is_ours(kind.name, tid)]
 
 
 def take_namespaces(snapshot: Snapshot, targets: Targets, seen: Seen) -> None:
     """Dump what is in their own namespaces; of our IPC namespace, what they have attached."""
-    pid, image, save = targets.root, snapshot.image, snapshot.files.save_shmem
+    tid, image, save = targets.way.tid, snapshot.image, snapshot.files.save_shmem
     attached = {key: link for target in targets for key, link in target.snapshot.attached().items()}
     if not seen.same_answers(snapshot.opened.ahead, snapshot.namespaces):
-        snapshot.own_namespaces = own_namespaces(pid)
+        snapshot.own_namespaces = own_namespaces(tid)
     for kind in namespaces.KINDS:
         if kind.name in snapshot.own_namespaces:
-            with entered(kind.name, pid):
+            with entered(kind.name, tid):
                 kind.dump(Dump(image, ids.namespace(kind.name, own=True), save, attached))
     if attached and "ipc" not in snapshot.own_namespaces:
         ipcshm.dump_attached(Dump(image, ids.namespace("ipc", own=False), save, attached))

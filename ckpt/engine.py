@@ -102,13 +102,13 @@ class Stop(Elsewhere):
 
 def take_memory(snapshot: TaskSnapshot) -> None:
     """Copy all private pages; shared objects are saved as their mappings come up."""
-    pid, report = snapshot.pid, snapshot.report
+    pid, tid, report = snapshot.pid, snapshot.tid, snapshot.report
     since = time.monotonic_ns()
-    pagemap = open_proc(pid, "pagemap")
-    mem = open_proc(pid, "mem")
+    pagemap = open_proc(tid, "pagemap")
+    mem = open_proc(tid, "mem")
     try:
         file_id = partial(mapped_file, snapshot)
-        snapshot.vmas = [vmas.dump(mapping, file_id) for mapping in smaps(pid)]
+        snapshot.vmas = [vmas.dump(mapping, file_id) for mapping in smaps(tid)]
         runs: list[Region] = []
         guards: list[pb.vma_entry] = []
         writer = PageWriter(snapshot.image, "pagemap", pid, snapshot.pages_id())
@@ -125,7 +125,7 @@ def take_memory(snapshot: TaskSnapshot) -> None:
             # A process that is to run on waits for the copy only, any other for the disk too.
             options = snapshot.files.options
             write_back = not options.leave_running
-            pages.copy(pid, mem, runs, writer, options.log, write_back=write_back)
+            pages.copy(tid, mem, runs, writer, options.log, write_back=write_back)
         snapshot.vmas = vmas.merged_vvar(snapshot.vmas) + guards
     finally:
         os.close(pagemap)

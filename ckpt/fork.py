@@ -56,7 +56,7 @@ class Fork:
     takes_long = False
 
     def __init__(self, snapshot: TaskSnapshot) -> None:
-        self.snapshot, self.pid = snapshot, snapshot.pid
+        self.snapshot, self.pid, self.tid = snapshot, snapshot.pid, snapshot.tid
         self._log = snapshot.files.options.log
         self._pace = Pace(snapshot.files.options.max_rate)
         self._mappings = Mappings(snapshot)
@@ -64,7 +64,7 @@ class Fork:
         self._kept_fd = -1
         self._child: Child
         self._ended = False
-        self._errand = Errand(self.pid, snapshot.guard, snapshot.sandbox, CALLS, room=_ROOM)
+        self._errand = Errand(snapshot.way, snapshot.guard, snapshot.sandbox, CALLS, room=_ROOM)
         self._room = self._errand.segment.slot(_ROOM // 2)
         self._view = memoryview(bytearray(pages.BUFFER))
 
@@ -147,7 +147,7 @@ class Fork:
 
     def _keep(self, entries: list[pb.vma_entry]) -> None:
         """Copy the pages of mappings into a nameless file."""
-        pagemap, mem = open_proc(self.pid, "pagemap"), open_proc(self.pid, "mem")
+        pagemap, mem = open_proc(self.tid, "pagemap"), open_proc(self.tid, "mem")
         directory = f"/proc/self/fd/{self.snapshot.image.fd}"
         self._kept_fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         end = 0
@@ -156,7 +156,7 @@ class Fork:
                 kept = Kept(*pages.dumped(pagemap, entry), end)
                 self._kept[entry.start] = kept
                 for pieces, offset, size in pages.filled(kept.runs):
-                    pages.read_into(self.pid, mem, pieces, self._view[:size])
+                    pages.read_into(self.tid, mem, pieces, self._view[:size])
                     os.pwrite(self._kept_fd, self._view[:size], kept.offset + offset)
                     end = kept.offset + offset + size
         finally:

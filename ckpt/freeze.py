@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from ckpt.errors import NoSuchTask, NotPermitted, TargetDied, Unsupported
+from ckpt.errors import NoSuchTask, NotPermitted, TargetDied
 from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
 from ckpt.kernel.arch import NO_SYSCALL, Regs
@@ -21,9 +21,12 @@ from ckpt.kernel.ffi import ffi
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.latency import Awake
 from ckpt.kernel.ptrace import (
+    EVENT_EXEC,
+    EVENT_EXIT,
     EVENT_STOP,
     SYSCALL_STOP,
     Options,
+    Stop,
     Tracee,
     await_any,
     has_heard,
@@ -33,6 +36,11 @@ from ckpt.kernel.ptrace import (
 from ckpt.kernel.threads import Order, Roll, State, Then, send
 from ckpt.task.restart import Resumption, Sleep, Sleeps, Wait, is_urgent, resumption, wait_of
 
+_PAUSE = 50e-6
+# A thread that executes a program has the first one's id from then on, and nothing is told of its
+# own; nor is it told when the first one has ended before the others.
+_EXEC = Options.SYSGOOD | Options.EXEC
+_EXIT = _EXEC | Options.EXIT
 _GROUP_STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
 
@@ -102,7 +110,7 @@ class FrozenThread:
 
 
 class FrozenProcess:
-    """A process of those that are stopped; its threads, the leader first."""
+    """A process of those that are stopped; its threads, the one by which it is reached first."""
 
     __slots__ = ("pid", "threads")
 
@@ -112,13 +120,23 @@ class FrozenProcess:
 
     @property
     def leader(self) -> FrozenThread:
-        """The thread whose id is the process's."""
+        """The thread by which it is reached: the first one, if that has not ended."""
         return self.threads[0]
+
+    def is_led_by(self, tid: int) -> bool:
+        """Have a thread be the one by which it is reached, if that is there and stopped."""
+        if self.leader.tid != tid:
+            self.threads.sort(key=lambda thread: thread.tid != tid)
+        return self.leader.tid == tid
 
 
 def _has_more(process: FrozenProcess, seen: Seen) -> bool:
-    """Say whether a process has made threads after we looked for them."""
-    return procfs.thread_count(seen.read(process.pid, "status")) != len(process.threads)
+    """Say whether a process has made threads after we looked for them.
+
+    A first thread that has ended counts as well, as long as others live.
+    """
+    count = procfs.thread_count(seen.read(process.leader.tid, "status"))
+    return count != len(process.threads) + (process.leader.tid != process.pid)
 
 
 class Frozen:
@@ -147,6 +165,8 @@ class Frozen:
         self._since = 0
         self._seized: dict[int, Tracee] = {}
         self._process: dict[int, FrozenProcess] = {}  # by tid
+        self._leaving: dict[int, Tracee] = {}
+        """First threads that have begun to end: nothing more may be told of them."""
         self._sleeps = Sleeps(glance)
         self._ready = ffi.NULL
         self._awake: Awake | None = None
@@ -156,6 +176,7 @@ class Frozen:
         try:
             rolls = [Roll(self._seize(generation)) for generation in self._generations]
             self._sleeps.look(self._seized)
+            self._see_who_leaves(self._seized)
             if self._glance:
                 self._ready = self._glance.ready()
             self._hurry()
@@ -182,7 +203,9 @@ class Frozen:
     def add(self, pids: Iterable[int]) -> None:
         """Stop others as well: children that there were not when we looked."""
         new = [FrozenProcess(pid) for pid in pids]
-        self._stop(Roll(self._seize(new)), new)
+        fresh = self._seize(new)
+        self._see_who_leaves(one.tid for one in fresh)
+        self._stop(Roll(fresh), new)
         self._see_to(Seen())
         self.freezing_ns = time.monotonic_ns() - self._since
 
@@ -211,12 +234,12 @@ class Frozen:
 
     @property
     def threads(self) -> list[FrozenThread]:
-        """The root's threads, its leader first."""
+        """The root's threads, the one by which it is reached first."""
         return self.processes[self.pid].threads
 
     @property
     def leader(self) -> FrozenThread:
-        """The root's first thread."""
+        """The thread by which the root is reached."""
         return self.threads[0]
 
     def _seize(self, processes: Iterable[FrozenProcess]) -> list[Tracee]:
@@ -224,22 +247,49 @@ class Frozen:
         fresh = []
         for process in processes:
             with suppress(NoSuchTask):
-                for tid in procfs.threads(process.pid):
-                    if tid not in self._seized and (tracee := self._seize_one(tid)):
+                tids = procfs.threads(process.pid)
+                for tid in tids:
+                    first = tid == process.pid
+                    options = Options.SYSGOOD if len(tids) == 1 else _EXIT if first else _EXEC
+                    if tid not in self._seized and (tracee := self._seize_one(tid, options)):
                         self._process[tid] = process
                         fresh.append(tracee)
         return fresh
 
-    def _seize_one(self, tid: int) -> Tracee | None:
+    def _seize_one(self, tid: int, options: Options) -> Tracee | None:
         try:
-            self._seized[tid] = Tracee(tid, Options.SYSGOOD)
+            self._seized[tid] = Tracee(tid, options)
+            self._leaving.pop(tid, None)
         except NoSuchTask:
             return None
         except NotPermitted:  # so it is for who has ended and was not waited for, too
-            if tid != self.pid and procfs.is_ending(tid):
+            if procfs.is_ending(tid):
                 return None
-            raise
+            if tid not in self._leaving:
+                raise
+            self._seized[tid] = self._leaving.pop(tid)  # another has executed, and is the first now
         return self._seized[tid]
+
+    def _see_who_leaves(self, tids: Iterable[int]) -> None:
+        """Find the first threads that had begun to end before they could tell."""
+        for tid in tids:
+            tracee = self._seized[tid]
+            if Options.EXIT in tracee.options and procfs.is_ending(tid):
+                self._leaving[tid] = tracee
+
+    def _poll(self, tracee: Tracee) -> Stop | None:
+        stop = tracee.poll()
+        if stop and stop.event == EVENT_EXIT:
+            self._leaving[tracee.tid] = tracee
+        return stop
+
+    def _has_left(self, tracee: Tracee) -> bool:
+        """Say whether a first thread has ended by now, and take note of it; it may take a while."""
+        if procfs.is_zombie(tracee.tid):
+            self._seized.pop(tracee.tid, None)
+            return True
+        time.sleep(_PAUSE)
+        return False
 
     def _stop(
         self,
@@ -261,22 +311,21 @@ class Frozen:
             self._check(process)
 
     def _check(self, process: FrozenProcess) -> None:
-        """See that the first thread of a process is there; a child that has ended is left out."""
+        """See that there is a thread, the first one ahead; a child that has ended is left out."""
         pid = process.pid
         process.threads.sort(key=lambda thread: thread.tid != pid)
-        if process.threads and process.leader.tid == pid:
+        if process.threads:
             return
         if pid == self.pid:
-            raise NoSuchTask(f"pid {pid}: it ended, or its first thread did")
-        if process.threads:
-            raise Unsupported(f"pid {pid}: its first thread has ended, others have not")
+            raise NoSuchTask(f"pid {pid}: it has ended")
         del self.processes[pid]
 
     def _await_all(self, roll: Roll, *, last: bool) -> None:
         """Wait for the stops we asked for."""
         glance = self._glance if last else None
         stopped = dict.fromkeys(roll.tracees, 0)
-        if has_heard() or not roll.stop(self._ready if glance else ffi.NULL):
+        unusual = has_heard() or self._leaving
+        if unusual or not roll.stop(self._ready if glance else ffi.NULL):
             stopped = self._await_each(roll.tracees)
             if glance:
                 glance.begin()
@@ -297,7 +346,7 @@ class Frozen:
         stopped: dict[Tracee, int] = {}
         interrupt = True
         while fresh:
-            hear(fresh, interrupt=interrupt)
+            hear((one for one in fresh if one.tid not in self._leaving), interrupt=interrupt)
             interrupt = False
             signals = {tracee: self._stopped_by(tracee) for tracee in fresh}
             stopped |= {tracee: signo for tracee, signo in signals.items() if signo is not None}
@@ -309,11 +358,11 @@ class Frozen:
     def _is_dead(self, tracee: Tracee) -> bool:
         """Say whether a thread is no more, and take note of it."""
         try:
-            tracee.poll()
+            self._poll(tracee)
         except (TargetDied, NoSuchTask):
             self._seized.pop(tracee.tid, None)
             return True
-        return False
+        return not tracee.stopped and tracee.tid in self._leaving and self._has_left(tracee)
 
     def _stopped_by(self, tracee: Tracee) -> int | None:
         """Return the signal of the group stop that a thread is in, 0 if it has stopped for us.
@@ -321,13 +370,18 @@ class Frozen:
         None if it has not, or is no more; signals that come first it gets.
         """
         try:
-            stop = tracee.poll()
-            if stop and stop.event != EVENT_STOP:
+            stop = self._poll(tracee)
+            if stop and stop.event == EVENT_EXEC:
+                self._leaving.pop(tracee.tid, None)
+                tracee.interrupt()  # any stop takes back what we had asked for before
+            if stop and stop.event not in (EVENT_STOP, EVENT_EXIT):
                 tracee.cont(0 if stop.event or stop.signo == SYSCALL_STOP else stop.signo)
         except (TargetDied, NoSuchTask):
             del self._seized[tracee.tid]
             return None
         if not stop or stop.event != EVENT_STOP:
+            if tracee.tid in self._leaving:
+                self._has_left(tracee)
             return None
         return stop.signo if stop.signo in _GROUP_STOPS else 0
 
@@ -370,7 +424,8 @@ class Frozen:
                 tracee.interrupt()
         left = running
         while left := [one for one in left if not self._has_stopped(one)]:
-            await_any()
+            if any(one.tid not in self._leaving for one in left):
+                await_any()
 
     def _has_stopped(self, tracee: Tracee) -> bool:
         return self._stopped_by(tracee) is not None or tracee.tid not in self._seized
@@ -392,7 +447,7 @@ class Frozen:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         # A leader's end is told last, when all other threads have been waited for.
-        for tid in sorted(self._seized, key=lambda tid: tid in self.processes):
+        for tid in sorted({*self._seized, *self._leaving}, key=lambda tid: tid in self.processes):
             reap(tid)
         self._seized.clear()
         self._thawed()

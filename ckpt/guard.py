@@ -26,9 +26,10 @@ from ckpt.kernel.arch import NO_SYSCALL, Regs, home_of, is_held
 from ckpt.kernel.files import anonymous_file
 from ckpt.kernel.gadget import Gadget
 from ckpt.kernel.nsfs import entered
-from ckpt.kernel.pidfd import has_ended, pidfd_getfd, pidfd_open
+from ckpt.kernel.pidfd import has_ended, pidfd_getfd, pidfd_of, pidfd_open
 from ckpt.kernel.remote import COUNT, LEFT, TID, Detaching, Remote, Segment
 from ckpt.kernel.userfaultfd import Userfaultfd
+from ckpt.kernel.way import way_to
 
 _ROOM = 4 << 20  # of a nameless file: it takes what is written
 _SEGMENT = Struct("<qq")  # 1 + id, whether of another IPC namespace than ours
@@ -140,8 +141,9 @@ class Guard:
             os.waitpid(self._process, 0)
         self._socket.close()
 
-    def ward(self, pid: int, pidfd: int) -> "Ward":
-        """Have it guard a process from now on."""
+    def ward(self, pid: int) -> "Ward":
+        """Have it guard a process from now on. Raises NoSuchTask."""
+        pidfd = pidfd_open(pid)
         ward = Ward()
         try:
             told = [pid.to_bytes(4, "little")]
@@ -149,6 +151,8 @@ class Guard:
         except OSError as error:
             ward.close()
             raise KernelError(error.errno or 0, "telling the guard of a process") from error
+        finally:
+            os.close(pidfd)
         return ward
 
 
@@ -231,7 +235,7 @@ def put_right(wards: list[tuple[int, int, int]], ours: int, parent: int) -> None
 
 def _put_one_right(pid: int, pidfd: int, memory: mmap.mmap) -> None:
     try:
-        _keep_promises(pidfd, memory)
+        _keep_promises(pid, pidfd, memory)
         _put_threads_right(pid, pidfd, Notes.read(memory))
     finally:
         for at in range(0, _NOTES, _SEGMENT.size):
@@ -254,13 +258,26 @@ def _unregister(uffd: Userfaultfd, pids: list[int]) -> None:
     """Unregister what is mapped in any process: it is of one of them, nobody knows which."""
     for pid in pids:
         with suppress(CkptError, OSError):
-            for entry in maps.maps(pid):
+            for entry in maps.maps(way_to(pid).tid):
                 with suppress(KernelError):
                     uffd.unregister(entry.start, entry.end)
 
 
-def _keep_promises(pidfd: int, memory: mmap.mmap) -> None:
+def _keep_promises(pid: int, pidfd: int, memory: mmap.mmap) -> None:
     """Set the options of sockets that are still open under the same number."""
+    way = way_to(pid)
+    if not way.is_another:
+        _set_options(pidfd, memory)
+        return
+    with suppress(CkptError):  # it has ended by now
+        theirs = pidfd_of(way)
+        try:
+            _set_options(theirs, memory)
+        finally:
+            os.close(theirs)
+
+
+def _set_options(pidfd: int, memory: mmap.mmap) -> None:
     for at in range(_PROMISES, _ROOM - _PROMISE.size, _PROMISE.size):
         wanted, number, inode, level, option, value = _PROMISE.unpack_from(memory, at)
         if not inode:
@@ -296,19 +313,22 @@ def _put_threads_right(pid: int, pidfd: int, notes: Notes | None) -> None:
 
 def _put_right(frozen: Frozen, notes: Notes, *, trust: bool) -> bool:
     """Do what can be done at once; False if threads are still on their way home."""
-    leader, regs = frozen.leader, frozen.leader.regs
+    # Whom the notes name first: it may have been led by another thread than it is by now.
+    first = next(iter(notes.threads))
+    leader = next((one for one in frozen.threads if one.tid == first), frozen.leader)
+    regs = leader.regs
     if notes.gadget.hold and is_held(regs, notes.gadget.hold):
         regs = notes.leader
         leader.tracee.set_regs(regs)
     for one in frozen.threads:
         away = _is_away(notes, regs if one is leader else one.regs)
-        if away or (trust and _is_in_stub(frozen.pid, one.tid, notes)):
+        if away or (trust and _is_in_stub(leader.tid, one.tid, notes)):
             return False
     for one in frozen.threads:
         lent = notes.threads.get(one.tid)
         if lent and one.sigmask == lent.blocked:
             one.tracee.set_sigmask(lent.sigmask)
-    if any(entry.start == notes.base and _is_ours(entry) for entry in maps.maps(frozen.pid)):
+    if any(entry.start == notes.base and _is_ours(entry) for entry in maps.maps(leader.tid)):
         _detach(leader, regs, notes)
     return True
 
@@ -322,13 +342,13 @@ def _is_away(notes: Notes, regs: Regs) -> bool:
     return any(notes.base <= at < notes.base + notes.size for at in (regs.ip, regs.sp))
 
 
-def _is_in_stub(pid: int, tid: int, notes: Notes) -> bool:
+def _is_in_stub(leader: int, tid: int, notes: Notes) -> bool:
     """Say whether it has set out and not come back: it may be in a signal handler on the way."""
     lent = notes.threads.get(tid)
     if not lent:
         return False
     with suppress(KernelError):
-        there = mem.read(pid, lent.slot + TID, 8), mem.read(pid, lent.slot + COUNT, 8)
+        there = mem.read(leader, lent.slot + TID, 8), mem.read(leader, lent.slot + COUNT, 8)
         return there[0] == tid.to_bytes(8, "little") and there[1] != LEFT.to_bytes(8, "little")
     return False
 

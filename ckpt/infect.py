@@ -36,10 +36,11 @@ from ckpt.kernel.userfaultfd import (
     Userfaultfd,
     api_request,
 )
+from ckpt.kernel.way import Way
 from ckpt.memory import mm
 from ckpt.memory.layout import Range, hole
 from ckpt.sandbox import Sandbox, refused_unharmed
-from ckpt.task import process, thread
+from ckpt.task import ended, process, thread
 from ckpt.task.restart import Wait
 
 _USERFAULTFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
@@ -63,25 +64,26 @@ class Questions:
     memory none may be where another's is to be: these places are `reserved`.
     """
 
-    def __init__(self, pid: int, guard: Ward, sandbox: Sandbox, reserved: list[Range]) -> None:
-        self.pid, self._guard, self._sandbox = pid, guard, sandbox
-        status = procfs.status(pid)
-        self._timers = procfs.timers(pid)
-        tids = procfs.threads(pid)
-        self._program = _Program(pid)
+    def __init__(self, way: Way, guard: Ward, sandbox: Sandbox, reserved: list[Range]) -> None:
+        self.way, self._guard, self._sandbox = way, guard, sandbox
+        self.pid, self.tid = way
+        status = procfs.status(self.tid)
+        self._timers = procfs.timers(self.tid)
+        tids = [tid for tid in procfs.threads(self.pid) if tid != self.pid]
+        self._program = _Program(way)
         self._gadget = self._program.gadget
         threads = (len(tids) + _SPARE_THREADS) * _THREAD_ROOM
         size = 4096 + _LEADER_ROOM + 2 * _TIMER_ROOM * len(self._timers) + threads
         base = hole(size, [*self._program.busy, *reserved])
         self._segment = Segment(
-            size, base, pid=pid, uid=status.uids[1], gid=status.gids[1], lasting=True
+            size, base, pid=self.tid, uid=status.uids[1], gid=status.gids[1], lasting=True
         )
         reserved.append((base, base + self._segment.size))
         guard.keep(self._segment)
         self._threads: dict[int, _ThreadQuestions] = {}
         self._taken: dict[int, thread.Raw] = {}
         self._of_all: tuple[Seen, int, list[bytes]]
-        for tid in (pid, *tids):
+        for tid in (self.tid, *tids):
             self._of_thread(tid)
 
     def __enter__(self) -> Self:
@@ -100,7 +102,7 @@ class Questions:
         keyrings = self._sandbox.may_tell_keyrings(tid)
         known = self._threads.get(tid)
         if not known or known.keyrings != keyrings:
-            known = self._build(keyrings=keyrings, leader=tid == self.pid)
+            known = self._build(keyrings=keyrings, leader=tid == self.tid)
             self._threads[tid] = known
         return known
 
@@ -115,23 +117,25 @@ class Questions:
 
     def look_ahead(self, glance: Glance) -> None:
         """Open what will be read in the freeze."""
-        first = [f"/proc/{self.pid}/{name}" for name in ("maps", "timers")]
+        first = [f"/proc/{self.tid}/{name}" for name in ("maps", "timers")]
         for tid in self._threads:
             first += [f"/proc/{tid}/status", f"/proc/{self.pid}/task/{tid}/children"]
         glance.add(*first, first=True)
-        glance.add(*(f"/proc/{self.pid}/{name}" for name in (*process.NAMES, "auxv", "cgroup")))
+        glance.add(*(f"/proc/{self.tid}/{name}" for name in (*process.NAMES, "auxv", "cgroup")))
+        if self.way.is_another:
+            glance.add(*(f"/proc/{self.pid}/{name}" for name in ended.NAMES))
 
     def asked(self, frozen: FrozenProcess, seen: Seen) -> "Visit":
         """Return the visit to the process at which all its threads answer.
 
         seen is what a glance has told of it since it stands still. Raises what is to be refused.
         """
-        self._program.check(seen.read(self.pid, "maps"))
-        timers = procfs.parse_timers(seen.read(self.pid, "timers"))
+        self._program.check(seen.read(self.tid, "maps"))
+        timers = procfs.parse_timers(seen.read(self.tid, "timers"))
         if timers != self._timers:
             self._timers = timers
-            del self._threads[self.pid]
-        lent = []
+            del self._threads[self.tid]
+        lent: list[Asked] = []
         with refused_unharmed(frozen.threads):
             for one in frozen.threads:
                 status = seen.read(one.tid, "status")
@@ -141,7 +145,7 @@ class Questions:
                 self._taken[one.tid] = thread.Raw(status, one.state, pending)
                 slot, batch, *_ = self._of_thread(one.tid)
                 remote = Remote(one.tracee, self.pid, slot, signo=quiet_signal(*signals))
-                lent.append(Asked(remote, one, batch))
+                lent.append(Asked(remote, one, batch, homeward=bool(lent)))
         leader = frozen.leader
         queued = leader.tracee.pending(shared=True) if signals.shared else []
         self._of_all = seen, leader.stop_signal, queued
@@ -151,26 +155,31 @@ class Questions:
     def _process(self) -> process.Raw:
         """What the glance has told of what all threads share."""
         seen, stop_signal, queued = self._of_all
-        return process.take(self.pid, stop_signal, queued, seen.read)
+        return process.take(self.tid, stop_signal, queued, seen.read)
 
     @property
     def stat(self) -> bytes:
-        """The process's /proc/PID/stat."""
+        """/proc/TID/stat of the thread by which the process is reached."""
         return self._process.stat
 
     @property
     def status(self) -> bytes:
-        """The first thread's /proc/PID/status."""
-        return self._taken[self.pid].status
+        """Its /proc/TID/status."""
+        return self._taken[self.tid].status
 
     def of_process(self) -> pb.task_core_entry:
         """Return the record of what all threads share; the process may run again."""
         return self._ask_process(self._process)
 
+    def of_ended(self) -> pb.core_entry:
+        """Return the record of a first thread that has ended."""
+        raw = ended.Raw(*(self._of_all[0].read(self.pid, name) for name in ended.NAMES))
+        return ended.record(raw, self.of_process(), self.of_thread(self.tid)[1])
+
     def of_mm(self) -> pb.mm_entry:
         """Return the record of the address space, without its mappings."""
         stat = procfs.parse_stat(self._process.stat)
-        auxv = self._of_all[0].read(self.pid, "auxv")
+        auxv = self._of_all[0].read(self.tid, "auxv")
         return self._ask_mm(stat, procfs.parse_auxv(auxv))
 
     def of_thread(self, tid: int) -> tuple[State, pb.thread_core_entry, int]:
@@ -185,6 +194,8 @@ class Asked(NamedTuple):
     remote: Remote
     one: FrozenThread
     batch: Batch
+    homeward: bool
+    """Whether it goes home as soon as it has answered: all do but the one that leads."""
 
 
 class Visit:
@@ -222,7 +233,7 @@ class Visit:
 
     def here(self) -> list[Asked]:
         """Wait for the segment; returns the threads that have still to be asked."""
-        remote, one, batch = self._leader
+        remote, one, batch, _ = self._leader
         if not self._coming:
             remote.attach(one.regs, one.sigmask, self._gadget, batch)
             return self._asked[1:]
@@ -232,7 +243,7 @@ class Visit:
 
     def go(self) -> None:
         """Begin to have it detached: all have answered, and are at home but for the first."""
-        remote, one, _ = self._leader
+        remote, one, *_ = self._leader
         self._going = remote.detaching(one.regs, one.sigmask, self._gadget)
         remote.slot.segment.remove()
 
@@ -258,12 +269,12 @@ class _Program:
     When it is stopped it may have executed another.
     """
 
-    def __init__(self, pid: int) -> None:
-        self.text = text = procfs.read(pid, "maps")
+    def __init__(self, way: Way) -> None:
+        self._pid, tid = way
+        self.text = text = procfs.read(tid, "maps")
         self.mappings = mappings = maps.parse_maps(text)
-        self._pid = pid
         self.busy = [(entry.start, entry.end) for entry in mappings]
-        self.gadget = _gadget(pid, mappings)
+        self.gadget = _gadget(tid, mappings)
         lines = zip(self.busy, text.splitlines(keepends=True), strict=True)
         places = self.gadget.address, self.gadget.hold
         self._code = [
@@ -278,12 +289,12 @@ class _Program:
             )
 
 
-def _gadget(pid: int, mappings: list[maps.MapsEntry]) -> Gadget:
+def _gadget(tid: int, mappings: list[maps.MapsEntry]) -> Gadget:
     """Find system call instructions; in the vDSO, if there is one, in libc, or in any code."""
     code = [entry for entry in mappings if entry.prot & 4 and entry.path != "[vsyscall]"]
     code.sort(key=lambda entry: (entry.path != "[vdso]", "libc" not in entry.path))
     ranges = [(entry.start, entry.end) for entry in code]
-    mem = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    mem = os.open(f"/proc/{tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return find_syscall(mem, ranges)._replace(hold=find_holding(mem, ranges))
     finally:
@@ -291,7 +302,7 @@ def _gadget(pid: int, mappings: list[maps.MapsEntry]) -> Gadget:
 
 
 class Errand:
-    """Calls that the first thread of a process makes for us, while all threads are stopped.
+    """Calls that a thread of a process, mostly the first, makes for us while all are stopped.
 
     All that have its memory, of other processes, too: then none of them forks or executes with the
     segment in place. A context manager; made while the process runs. The rest of the segment,
@@ -301,25 +312,27 @@ class Errand:
 
     def __init__(
         self,
-        pid: int,
+        way: Way,
         guard: Ward | None,
         sandbox: Sandbox | None,
         calls: tuple[NR, ...] = (),
         *,
         room: int = 0,
     ) -> None:
-        self.pid, self._guard, self._sandbox, self._calls = pid, guard, sandbox, calls
+        self.pid, self._tid = way
+        tid = way.tid
+        self._guard, self._sandbox, self._calls = guard, sandbox, calls
         if sandbox:
-            sandbox.allow(pid, calls)
-        self._program = _Program(pid)
+            sandbox.allow(tid, calls)
+        self._program = _Program(way)
         self.gadget = self._program.gadget
         if not guard:
             self.gadget = self.gadget._replace(hold=0)
-        status = procfs.status(pid)
+        status = procfs.status(tid)
         size = 4096 + _LEADER_ROOM + room
         base = hole(size, self._program.busy)
         self.segment = Segment(
-            size, base, pid=pid, uid=status.uids[1], gid=status.gids[1], lasting=bool(guard)
+            size, base, pid=tid, uid=status.uids[1], gid=status.gids[1], lasting=bool(guard)
         )
         if guard:
             guard.keep(self.segment)
@@ -337,9 +350,9 @@ class Errand:
 
         seen is what a glance has told of the process since it stands still.
         """
-        seen = seen or Seen()
-        self._program.check(seen.read(self.pid, "maps"))
-        one, status = frozen.leader, seen.read(self.pid, "status")
+        seen, one = seen or Seen(), frozen.leader
+        self._program.check(seen.read(one.tid, "maps"))
+        status = seen.read(one.tid, "status")
         with refused_unharmed(frozen.threads):
             if self._sandbox:
                 self._sandbox.open(one, status, self._calls)
@@ -347,7 +360,9 @@ class Errand:
                 seccomp.suspend(one.tracee)
         signo = quiet_signal(*signal_sets(status))
         remote = Remote(one.tracee, self.pid, self.slot, signo=signo)
-        visit = Visit(self._guard, self.gadget, [Asked(remote, one, remote.batch())])
+        visit = Visit(
+            self._guard, self.gadget, [Asked(remote, one, remote.batch(), homeward=False)]
+        )
         with uninterrupted():
             visit.begin()
             try:
@@ -357,7 +372,7 @@ class Errand:
 
     def mappings(self, seen: Seen) -> list[maps.MapsEntry]:
         """Return the mappings that a glance has seen: most likely those that there were before."""
-        text = seen.read(self.pid, "maps")
+        text = seen.read(self._tid, "maps")
         return self._program.mappings if text == self._program.text else maps.parse_maps(text)
 
 
@@ -372,7 +387,7 @@ class Registrar(Protocol):
 
 
 def fetch_userfaultfd(
-    pid: int,
+    way: Way,
     pidfd: int,
     features: Feature,
     registrar: Registrar,
@@ -391,13 +406,13 @@ def fetch_userfaultfd(
     with (
         uninterrupted(),
         Glance(aside=True) as glance,
-        Errand(pid, guard, sandbox, _FETCHING) as errand,
+        Errand(way, guard, sandbox, _FETCHING) as errand,
     ):
-        glance.add(f"/proc/{pid}/maps", first=True)
-        glance.add(*(f"/proc/{one}/status" for one in (pid, *sharers)), first=True)
+        glance.add(f"/proc/{way.tid}/maps", first=True)
+        glance.add(*(f"/proc/{one}/status" for one in (*way, *sharers)), first=True)
         known = errand.mappings(Seen())
         registrar.plan(known)
-        with Frozen(pid, [[one] for one in sharers], glance=glance) as frozen:
+        with Frozen(way.pid, [[one] for one in sharers], glance=glance) as frozen:
             seen = frozen.seen()
             with errand.lent(frozen, seen) as visit:
                 with ExitStack() as held:

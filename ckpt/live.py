@@ -57,7 +57,7 @@ class Live:
     takes_long = False
 
     def __init__(self, snapshot: TaskSnapshot) -> None:
-        self.snapshot, self.pid = snapshot, snapshot.pid
+        self.snapshot, self.pid, self.tid = snapshot, snapshot.pid, snapshot.tid
         self.passes: list[Pass] = []
         self._pace = Pace(snapshot.files.options.max_rate)
         self._mappings = Mappings(snapshot)
@@ -76,7 +76,7 @@ class Live:
             self._tracker = Tracker()
             self._held.callback(self._tracker.close)
             snapshot.waits = fetch_userfaultfd(
-                self.pid,
+                snapshot.way,
                 snapshot.pidfd,
                 TRACKING,
                 self,
@@ -97,9 +97,9 @@ class Live:
     def __enter__(self) -> "Live":
         with ExitStack() as held:
             held.push(self._held)
-            self._pagemap = open_proc(self.pid, "pagemap")
+            self._pagemap = open_proc(self.tid, "pagemap")
             held.callback(os.close, self._pagemap)
-            self._mem = open_proc(self.pid, "mem")
+            self._mem = open_proc(self.tid, "mem")
             held.callback(os.close, self._mem)
             self._tracker.start()
             self._coverage = Coverage(self._tracker, self._pagemap)
@@ -200,7 +200,7 @@ class Live:
         paced = sum(end - start for start, end in ranges) > _WORTH_PACING
         for pieces, _, size in pages.filled(ranges):
             view = self._view[:size]
-            pages.read_into(self.pid, self._mem, pieces, view, running=True)
+            pages.read_into(self.tid, self._mem, pieces, view, running=True)
             self._spool.put(pieces, view)
             if paced:
                 self._pace.copied(size)
@@ -255,7 +255,7 @@ class Live:
     def _read(self, pieces: list[tuple[int, int]], room: bytearray) -> None:
         """Read pages in the freeze; guard pages may have come up where the log has written ones."""
         try:
-            pages.read_into(self.pid, self._mem, pieces, memoryview(room))
+            pages.read_into(self.tid, self._mem, pieces, memoryview(room))
         except KernelError as error:
             ranges = [(start, start + length) for start, length in pieces]
             raise Unseen(self.pid, ranges) from error
@@ -314,7 +314,7 @@ class Live:
                 unseen = self._unseen()
                 if not unseen:
                     return
-            tracked = [(e.start, e.end) for e in smaps(self.pid) if _UFFD_WP in e.vm_flags]
+            tracked = [(e.start, e.end) for e in smaps(self.tid) if _UFFD_WP in e.vm_flags]
             unseen = intersect(unseen, tracked)
         if unseen:
             raise Unseen(self.pid, unseen)

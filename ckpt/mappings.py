@@ -33,7 +33,7 @@ class Mappings:
 
     def look_ahead(self, glance: Glance) -> None:
         """Look, and open what will be read in the freeze."""
-        glance.add(f"/proc/{self._snapshot.pid}/maps")
+        glance.add(f"/proc/{self._snapshot.tid}/maps")
         self.look()
         begin = glance.mark()
         for mapping, _ in self._files.values():
@@ -42,9 +42,9 @@ class Mappings:
 
     def look(self) -> None:
         """Take them down; one may go while the process runs, and is then left out."""
-        self._text = procfs.read(self._snapshot.pid, "maps")
+        self._text = procfs.read(self._snapshot.tid, "maps")
         self._known, self._unsaved, self._files = {}, [], {}
-        for mapping in smaps(self._snapshot.pid):
+        for mapping in smaps(self._snapshot.tid):
             try:
                 self._known[_plain(mapping)] = self._record(mapping)
             except KernelError as error:
@@ -67,18 +67,18 @@ class Mappings:
 
     def are(self, seen: Seen) -> bool:
         """Say whether a glance shows the same."""
-        return seen.read(self._snapshot.pid, "maps") == self._text
+        return seen.read(self._snapshot.tid, "maps") == self._text
 
     def take(self, seen: Seen) -> bool:
         """Bring vmas up to date with what a glance has just told; say whether they were."""
-        text = seen.read(self._snapshot.pid, "maps")
+        text = seen.read(self._snapshot.tid, "maps")
         same = text == self._text
         if not same:
             now = parse_maps(text)
             if any(mapping not in self._known for mapping in now):
                 self.look()
             if any(mapping not in self._known for mapping in now):
-                raise KernelError(errno.ESRCH, f"reading /proc/{self._snapshot.pid}/smaps")
+                raise KernelError(errno.ESRCH, f"reading /proc/{self._snapshot.tid}/smaps")
             self.vmas = [self._known[mapping] for mapping in now]
             self._unsaved = [one for one in self._unsaved if _plain(one[0]) in now]
             self._files = {one: file for one, file in self._files.items() if one in now}
@@ -111,7 +111,7 @@ class Mappings:
             return None
 
     def _link(self, mapping: SmapsEntry) -> str:
-        return f"/proc/{self._snapshot.pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+        return f"/proc/{self._snapshot.tid}/map_files/{mapping.start:x}-{mapping.end:x}"
 
 
 def _plain(mapping: SmapsEntry) -> MapsEntry:

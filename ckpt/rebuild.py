@@ -46,7 +46,7 @@ from ckpt.namespaces import ipcshm
 from ckpt.namespaces.kind import Restore
 from ckpt.options import RestoreOptions
 from ckpt.saved import Files, Saved, SavedTask
-from ckpt.task import process, regs, sched, seccomp, sigacts, signals, thread, timers
+from ckpt.task import ended, process, regs, sched, seccomp, sigacts, signals, thread, timers
 
 if TYPE_CHECKING:
     from ckpt.lazy import LateRuns, Lazy
@@ -59,6 +59,7 @@ _AT_ONCE = 64 << 10
 _SPARE_CALLS, _SPARE = 16, 4096
 _TIMERS_AT_ONCE = 16
 _NOT_MAPPED = KERNELS_OWN | GUARD | Status.SYSVIPC.value
+_ALL = NO_SYSCALL  # signals
 _TO_STOP = 0.1  # seconds that a task takes at most for it
 
 
@@ -163,7 +164,10 @@ class Task:
     @property
     def is_stopped(self) -> bool:
         """Say whether it stood still, by a signal."""
-        return bool(self.saved.leader.tc.task_state == process.TASK_STOPPED)
+        tc = self.saved.leader.tc
+        return tc.task_state == process.TASK_STOPPED or (
+            not self.saved.is_led and tc.HasField("stop_signo")
+        )
 
     @property
     def _leader(self) -> Remote:
@@ -451,7 +455,10 @@ class Task:
         """Make every thread what it was: yield what each has to do."""
         ours = procfs.status("self")
         for tid, remote in self._remotes.items():
-            yield self._finish(tid, remote, ours)
+            if tid in self.saved.lives:
+                yield self._finish(tid, remote, ours)
+            else:
+                yield self._finish_ended(remote, ours)
 
     def _finish(self, tid: int, remote: Remote, ours: procfs.Status) -> Errands:
         core, own = self.saved.cores[tid], self.saved.filters[tid]
@@ -462,6 +469,11 @@ class Task:
         signals.restore(core.thread_core.signals_p, self.saved.pid, tid, batch)
         yield Calls(remote, batch)
         sched.restore(tid, core.thread_core)
+
+    def _finish_ended(self, remote: Remote, ours: procfs.Status) -> Errands:
+        batch = remote.batch()
+        ended.restore(self.saved.leader.thread_core, ours, batch)
+        yield Calls(remote, batch)
 
     def arm(self) -> Errands:
         """Last of all, what would go off, or what others see."""
@@ -503,22 +515,38 @@ class Task:
     def go_home(self, *, last: bool) -> Errands:
         """Give all threads their registers; it stays stopped.
 
-        The last one of those who share a memory takes the stub away.
+        The last one of those who share a memory takes the stub away. A first thread that is to end
+        goes to the call by which it does.
         """
-        pid, orders, wanted = self.saved.pid, [], {}
-        for tid, remote in self._remotes.items():
-            core = self.saved.cores[tid]
-            wanted[tid] = regs.registers(core)._replace(orig_ax=NO_SYSCALL)
+        saved, orders, wanted = self.saved, [], {}
+        for tid in saved.lives:
+            core, remote = saved.cores[tid], self._remotes[tid]
+            wanted[tid] = regs.registers(core)._replace(orig_ax=NO_SYSCALL), saved.sigmask(tid)
             size = len(remote.tracee.xstate())
             remote.tracee.set_xstate(regs.xstate(core, size))
             regs.restore_tls(core, remote.tracee)
-            if tid != pid or not last:
-                orders += remote.going_home(wanted[tid], self.saved.sigmask(tid))
+        if not saved.is_led:
+            wanted[saved.pid] = ended.last_call(saved.leader, self._regs, self._gadget()), _ALL
+        for tid, home in wanted.items():
+            if tid != saved.pid or not last:
+                orders += self._remotes[tid].going_home(*home)
         send(orders)
         if last:
-            yield Leave(self._leader, wanted[pid], self.saved.sigmask(pid), self._gadget())
+            yield Leave(self._leader, *wanted[saved.pid], self._gadget())
+        if not saved.is_led:
+            self._end_leader()
         if self.is_stopped:
             self._stop()
+
+    def _end_leader(self) -> None:
+        """Have the first thread end, untraced: of a tracee's end its parent would hear late.
+
+        The others are stopped, and still die with us.
+        """
+        pid = self.saved.pid
+        self._tracees.pop(pid).detach()
+        while procfs.stat(pid).state not in "ZX":
+            time.sleep(_TO_STOP / 1000)
 
     def _gadget(self) -> Gadget:
         mem = os.open(f"/proc/{self.saved.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
@@ -549,7 +577,7 @@ class Task:
         deadline = time.monotonic() + _TO_STOP
         with suppress(NoSuchTask):  # somebody has killed it
             while self.is_stopped and time.monotonic() < deadline:
-                if procfs.stat(self.saved.pid).state == "T":
+                if procfs.stat(self.saved.lives[0]).state == "T":
                     break
                 time.sleep(_TO_STOP / 1000)
 

@@ -14,6 +14,7 @@ from ckpt.kernel.maps import SmapsEntry
 from ckpt.kernel.nsfs import entered
 from ckpt.kernel.procfs import Stat, Status
 from ckpt.kernel.vfork import is_vforking
+from ckpt.kernel.way import Way, way_to
 from ckpt.memory import vmas
 from ckpt.memory.pagers import await_pagers
 from ckpt.namespaces import ipcshm
@@ -40,13 +41,14 @@ def check_pid(pid: int) -> None:
         raise OptionsError(f"pid {pid} is a thread", hint=f"dump its process, {tgid}")
 
 
-def check(pid: int, root: int, options: DumpOptions) -> None:
+def check(way: Way, root: Way, options: DumpOptions) -> None:
     """Raise what is wrong with a process of the tree: mostly Unsupported.
 
     What is wrong with an open file its kind says.
     """
     external.check(options.external)
-    status, stat = procfs.status(pid), procfs.stat(pid)
+    pid, tid = way
+    status, stat = procfs.status(tid), procfs.stat(tid)
     _check_identity(pid, status, stat)
     _check_rights(pid)
     if not features.pagemap_scan():
@@ -54,34 +56,34 @@ def check(pid: int, root: int, options: DumpOptions) -> None:
             f"pid {pid}: this kernel cannot tell which of its pages are in use (PAGEMAP_SCAN)",
             hint="Linux 6.7 or newer is needed; `ckpt check` says what else is missing",
         )
-    _check_program(pid)
-    _check_alone(pid)
-    if pid == root:
+    _check_program(way)
+    _check_alone(way)
+    if pid == root.pid:
         _check_session(pid, stat, options)
-        _check_outside(pid)
+        _check_outside(way)
     else:
-        _check_namespaces(pid, root)
+        _check_namespaces(way, root)
 
 
-def check_memory(pids: list[int], options: DumpOptions) -> None:
+def check_memory(ways: list[Way], options: DumpOptions) -> None:
     """Raise what is wrong with a mapping of processes that share their memory.
 
     Waits for a lazy restore to be through.
     """
-    pid, mappings = pids[0], _with_all_pages(pids, options)
+    way, mappings = ways[0], _with_all_pages(ways, options)
     for mapping in mappings:
-        vmas.check(pid, mapping)
+        vmas.check(way, mapping)
     if segments := {one.inode for one in mappings if vmas.is_sysv(vmas.status_of(one))}:
-        with entered("ipc", pid):
-            ipcshm.check(pid, segments)
+        with entered("ipc", way.tid):
+            ipcshm.check(way.pid, segments)
 
 
-def _check_namespaces(pid: int, root: int) -> None:
+def _check_namespaces(way: Way, root: Way) -> None:
     """Refuse a process of the tree in other namespaces than the root's."""
-    its, roots = procfs.namespaces(pid), procfs.namespaces(root)
+    its, roots = procfs.namespaces(way.tid), procfs.namespaces(root.tid)
     if own := [kind for kind, ino in its.items() if ino != roots.get(kind)]:
         raise Unsupported(
-            f"pid {pid} is in another {own[0]} namespace than pid {root}: not supported yet"
+            f"pid {way.pid} is in another {own[0]} namespace than pid {root.pid}: not supported yet"
         )
 
 
@@ -103,30 +105,30 @@ def await_vfork(pid: int, sharers: list[int], deadline: float) -> bool:
     return waited
 
 
-def _check_outside(root: int) -> None:
+def _check_outside(root: Way) -> None:
     """Refuse a root that shares its memory with its parent, which is not dumped."""
-    parent, deadline = procfs.stat(root).ppid, time.monotonic() + VFORK_S
+    parent, deadline = procfs.stat(root.tid).ppid, time.monotonic() + VFORK_S
     while parent and _have_one_memory(root, parent):
-        if not await_vfork(root, [parent], deadline):
+        if not await_vfork(root.pid, [parent], deadline):
             raise Unsupported(
-                f"pid {root} shares its memory with its parent (CLONE_VM), which is not dumped",
+                f"pid {root.pid} shares its memory with its parent (CLONE_VM), which is not dumped",
                 hint=f"dump the parent, pid {parent}, with all its children",
             )
 
 
-def _have_one_memory(root: int, parent: int) -> bool:
+def _have_one_memory(root: Way, parent: int) -> bool:
     """Say whether a root has its parent's memory; of one that is out of our reach it has none."""
     with suppress(NotPermitted, NoSuchTask):
-        return not kcmp(Kcmp.VM, root, parent)
+        return not kcmp(Kcmp.VM, root.tid, way_to(parent).tid)
     return False
 
 
-def _with_all_pages(pids: list[int], options: DumpOptions) -> list[SmapsEntry]:
+def _with_all_pages(ways: list[Way], options: DumpOptions) -> list[SmapsEntry]:
     """Return the mappings; those of a lazy restore that is not through yet, when it is."""
-    mappings = maps.smaps(pids[0])
+    mappings = maps.smaps(ways[0].tid)
     if any("um" in mapping.vm_flags for mapping in mappings):
-        await_pagers(pids, options.log)
-        mappings = maps.smaps(pids[0])
+        await_pagers([way.pid for way in ways], options.log)
+        mappings = maps.smaps(ways[0].tid)
     return mappings
 
 
@@ -167,13 +169,14 @@ def _check_rights(pid: int) -> None:
         )
 
 
-def _check_program(pid: int) -> None:
+def _check_program(way: Way) -> None:
+    pid, tid = way
     try:
-        exe = os.open(f"/proc/{pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
+        exe = os.open(f"/proc/{tid}/exe", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise NoSuchTask(f"pid {pid}: it has ended") from None
     except OSError as error:
-        raise KernelError(error.errno or 0, f"opening /proc/{pid}/exe") from error
+        raise KernelError(error.errno or 0, f"opening /proc/{tid}/exe") from error
     try:
         head = os.pread(exe, len(_ELF64), 0)
     finally:
@@ -185,28 +188,29 @@ def _check_program(pid: int) -> None:
         )
 
 
-def _check_alone(pid: int) -> None:
-    _check_threads(pid)
-    ours, its = procfs.namespaces("self"), procfs.namespaces(pid)
+def _check_alone(way: Way) -> None:
+    pid, tid = way
+    _check_threads(way)
+    ours, its = procfs.namespaces("self"), procfs.namespaces(tid)
     own = {kind.name for kind in namespaces.KINDS}
     for kind in its:
         if its[kind] != ours.get(kind) and kind not in own:
             raise Unsupported(
                 f"pid {pid} is in another {kind} namespace: not supported yet",
-                hint=f"run ckpt inside it: nsenter --target {pid} --{kind}",
+                hint=f"run ckpt inside it: nsenter --target {tid} --{kind}",
             )
 
 
-def _check_threads(pid: int) -> None:
+def _check_threads(way: Way) -> None:
     """Refuse what a thread may have of its own, and records have of the process."""
-    its = procfs.namespaces(pid)
-    for tid in procfs.threads(pid):
+    its = procfs.namespaces(way.tid)
+    for tid in procfs.threads(way.pid):
         with suppress(NoSuchTask):  # a thread may end at any time
             own = [kind for kind, ino in procfs.namespaces(tid).items() if ino != its.get(kind)]
-            own += [word for kind, word in _SHARED if kcmp(kind, pid, tid)]
-            if own and tid != pid:
+            own += [word for kind, word in _SHARED if kcmp(kind, way.tid, tid)]
+            if own and tid != way.tid and not procfs.is_ending(tid):
                 raise Unsupported(
-                    f"thread {tid} of pid {pid} has its own {own[0]}: not supported",
+                    f"thread {tid} of pid {way.pid} has its own {own[0]}: not supported",
                     hint="all threads have to share their namespaces, descriptors and directories",
                 )
 

@@ -43,8 +43,8 @@ class Round:
         self._asked = [one for visit in self._visits for one in visit.here()]
         self._away = Away(
             [
-                remote.lent(one.raw_regs, one.sigmask, batch, homeward=one.tid != remote.tgid)
-                for remote, one, batch in self._asked
+                remote.lent(one.raw_regs, one.sigmask, batch, homeward=homeward)
+                for remote, one, batch, homeward in self._asked
             ]
         )
         self._away.set_out()
@@ -61,9 +61,9 @@ class Round:
         if not away:
             return
         missing = away.come_back()
-        for number, (remote, one, _) in enumerate(self._asked):
-            if number not in missing and one.tid != remote.tgid:
-                remote.is_home()
+        for number, asked in enumerate(self._asked):
+            if number not in missing and asked.homeward:
+                asked.remote.is_home()
         if missing:
             _fetch([self._asked[number] for number in missing])
 
@@ -90,18 +90,18 @@ class Round:
 
 def _fetch(missing: list[Asked]) -> None:
     """Bring those home who have stopped otherwise than at the end of their batch."""
-    hear(one.tracee for _, one, _ in missing)
+    hear(asked.one.tracee for asked in missing)
     failed: list[CkptError] = []
-    homeward = []
-    for remote, one, batch in missing:
+    orders = []
+    for remote, one, batch, homeward in missing:
         try:
             remote.finish(batch)
         except CkptError as error:
             failed.append(error)
-        if one.tid != remote.tgid:
-            homeward += remote.going_home(one.regs, one.sigmask)
+        if homeward:
+            orders += remote.going_home(one.regs, one.sigmask)
     try:
-        send(homeward)
+        send(orders)
     except CkptError as error:
         failed.append(error)
     if failed:

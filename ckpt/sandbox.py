@@ -26,6 +26,7 @@ from ckpt.kernel import procfs, seccomp
 from ckpt.kernel.arch import NR
 from ckpt.kernel.remote import ATTACHING, ENTERING, HELD, Batch, Draft, Slot
 from ckpt.kernel.seccomp import ALLOW, LOG, Chain, Pattern
+from ckpt.kernel.way import Way
 from ckpt.memory import mm
 from ckpt.task import creds, process, thread
 
@@ -36,8 +37,8 @@ _RESTART = Pattern(NR.restart_syscall)
 class Sandbox:
     """What filters the threads of a process have; none, mostly."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
+    def __init__(self, way: Way) -> None:
+        self.pid, self._leader = way
         self._chains: dict[int, Chain] = {}
 
     def look(self) -> None:
@@ -62,7 +63,7 @@ class Sandbox:
                 f"{who} could be harmed by its seccomp filter: it forbids restart_syscall(2)",
                 hint="by that a sleep goes on after any stop, by SIGSTOP as well",
             )
-        worst = seccomp.harmful(chain, _questions(leader=tid == self.pid))
+        worst = seccomp.harmful(chain, _questions(leader=tid == self._leader))
         if not worst and seccomp.harmful(chain, (HELD,)):
             # On the way of who cannot be held, a segment that is not attached is a crash.
             worst = None if seccomp.answers(chain, ATTACHING) <= {ALLOW, LOG} else ATTACHING

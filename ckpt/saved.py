@@ -23,7 +23,7 @@ from ckpt.memory.shmem import SharedObject
 from ckpt.memory.vmas import FILE_BACKED
 from ckpt.options import RestoreOptions
 from ckpt.pstree import Item, State
-from ckpt.task import ending, regs, seccomp, signals
+from ckpt.task import ended, ending, regs, seccomp, signals
 from ckpt.task.process import TASK_DEAD, TASK_ZOMBIE
 
 
@@ -57,6 +57,16 @@ class SavedTask(NamedTuple):
         """The record of the first thread, which has what all share."""
         return self.cores[self.pid]
 
+    @property
+    def is_led(self) -> bool:
+        """Say whether the first thread lives; if not, it ends when all is done."""
+        return not ended.is_ended(self.leader)
+
+    @property
+    def lives(self) -> list[int]:
+        """Its threads that run."""
+        return [tid for tid in self.tids if tid != self.pid or self.is_led]
+
     def sigmask(self, tid: int) -> int:
         """Return the blocked signals of a thread."""
         core = self.cores[tid]
@@ -68,8 +78,8 @@ class SavedTask(NamedTuple):
         Those cannot wait: /proc and ptrace(2) read no page that is still to come (EIO).
         """
         found = [self.mm.mm_arg_start, self.mm.mm_env_start]
-        for core in self.cores.values():
-            general = regs.registers(core)
+        for tid in self.lives:
+            general = regs.registers(self.cores[tid])
             found += [general.sp, general.ip, general.fs_base]
         return found
 

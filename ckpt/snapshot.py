@@ -16,6 +16,7 @@ from ckpt.kernel import procfs
 from ckpt.kernel.arch import Regs
 from ckpt.kernel.glance import NOTHING, Glance, Seen
 from ckpt.kernel.maps import SmapsEntry
+from ckpt.kernel.way import Way
 from ckpt.memory import shmem, sysv
 from ckpt.memory.layout import Range
 from ckpt.memory.pages import Counts
@@ -111,15 +112,16 @@ class Snapshot:
 class TaskSnapshot:
     """What is taken of one process of a tree. unseen is memory that has changed unseen earlier."""
 
-    def __init__(self, pid: int, pidfd: int, guard: Ward, sandbox: Sandbox, tree: Snapshot) -> None:
-        self.pid, self.pidfd, self.guard, self.tree = pid, pidfd, guard, tree
+    def __init__(self, way: Way, pidfd: int, guard: Ward, sandbox: Sandbox, tree: Snapshot) -> None:
+        self.way, self.pidfd, self.guard, self.tree = way, pidfd, guard, tree
+        self.pid, self.tid = way
         self.sandbox = sandbox
         self.image, self.report, self.files = tree.image, tree.report, tree.files
         self.opened, self.unseen = tree.opened, tree.unseen
         self.pages_id = tree.pages_id
-        self.links = Links(pid)
+        self.links = Links(self.tid)
         self.waits: dict[int, Wait] = {}
-        self.memory_of = pid
+        self.memory_of = self.pid
         """Whose memory it has: its own, or that of who has it saved."""
         self.vmas: list[pb.vma_entry] = []
         self._attached: tuple[list[pb.vma_entry], dict[int, str]] = [], {}
@@ -139,16 +141,16 @@ class TaskSnapshot:
     def attached(self) -> dict[int, str]:
         """Return the System V segments that the mappings are of: see sysv.links."""
         if self._attached[0] is not self.vmas:
-            self._attached = self.vmas, sysv.links(self.pid, self.vmas)
+            self._attached = self.vmas, sysv.links(self.tid, self.vmas)
         return self._attached[1]
 
 
 class Links:
     """What exe, cwd and root of a process lead to, saved as paths; ids are those in files.img."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, tid: int) -> None:
         self.ids: dict[str, int] = {}
-        self._paths = {name: f"/proc/{pid}/{name}" for name in ("exe", "cwd", "root")}
+        self._paths = {name: f"/proc/{tid}/{name}" for name in ("exe", "cwd", "root")}
         self._seen: dict[str, Led] = {}
         self._part = NOTHING
 
@@ -208,15 +210,15 @@ def save_link(link: str, out: Dump) -> int:
         os.close(fd)
 
 
-def open_proc(pid: int, name: str) -> int:
-    """Open a file of /proc/PID to read."""
+def open_proc(tid: int, name: str) -> int:
+    """Open a file of /proc/TID to read."""
     try:
-        return os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(f"/proc/{tid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise KernelError(error.errno or 0, f"opening /proc/{pid}/{name}") from error
+        raise KernelError(error.errno or 0, f"opening /proc/{tid}/{name}") from error
 
 
 def mapped_file(snapshot: TaskSnapshot, mapping: SmapsEntry, flags: int) -> int:
     """Save the file behind a mapping, by the link that map_files has for it."""
-    link = f"/proc/{snapshot.pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+    link = f"/proc/{snapshot.tid}/map_files/{mapping.start:x}-{mapping.end:x}"
     return save_link(link, snapshot.files)

@@ -22,7 +22,8 @@ from ckpt.interrupt import uninterrupted
 from ckpt.kernel import procfs
 from ckpt.kernel.glance import Glance, Seen
 from ckpt.kernel.kcmp import Kcmp, kcmp
-from ckpt.kernel.pidfd import pidfd_open
+from ckpt.kernel.pidfd import pidfd_of
+from ckpt.kernel.way import Way, is_over, way_to
 from ckpt.memory.layout import Range
 from ckpt.options import DumpOptions
 from ckpt.pstree import strangers
@@ -45,18 +46,19 @@ class Target:
     questions: Questions
     snapshot: TaskSnapshot
 
-    def __init__(self, pid: int, parent: "Target | None") -> None:
-        self.pid = pid
+    def __init__(self, way: Way, parent: "Target | None") -> None:
+        self.way = way
+        self.pid, self.tid = way
         self.generation: int = parent.generation + 1 if parent else 0
         self.parent = parent.pid if parent else 0
         self.held = ExitStack()
-        self.pidfd = pidfd_open(pid)
+        self.pidfd = pidfd_of(way)
         self.held.callback(os.close, self.pidfd)
-        self.owners = dict.fromkeys(SHARED, pid)
+        self.owners = dict.fromkeys(SHARED, self.pid)
         """Whose descriptors, memory and so on it has: its own, or those of who shares them."""
         self.reserved: list[Range] = []
         """Where segments of ours are to be in its memory; one list for all who share that."""
-        self.sandbox = Sandbox(pid)
+        self.sandbox = Sandbox(way)
 
     @property
     def memory_of(self) -> int:
@@ -65,8 +67,8 @@ class Target:
 
     def begin(self, tree: Snapshot, guard: Guard) -> None:
         """Have it guarded, and take note of what is taken of it."""
-        ward = self.held.enter_context(guard.ward(self.pid, self.pidfd))
-        self.snapshot = TaskSnapshot(self.pid, self.pidfd, ward, self.sandbox, tree)
+        ward = self.held.enter_context(guard.ward(self.pid))
+        self.snapshot = TaskSnapshot(self.way, self.pidfd, ward, self.sandbox, tree)
         self.snapshot.memory_of = self.memory_of
         tree.tasks[self.pid] = self.snapshot
         self.held.callback(tree.tasks.pop, self.pid)
@@ -74,7 +76,7 @@ class Target:
     def look_ahead(self, glance: Glance) -> None:
         """Take what will most likely be the same in the freeze, and open what will be read."""
         with uninterrupted():  # or their segment would stay
-            questions = Questions(self.pid, self.snapshot.guard, self.sandbox, self.reserved)
+            questions = Questions(self.way, self.snapshot.guard, self.sandbox, self.reserved)
             self.questions = self.held.enter_context(questions)
         self.questions.look_ahead(glance)
         self.memory.look_ahead(glance)
@@ -88,25 +90,25 @@ class _Owners:
     """
 
     def __init__(self, kind: Kcmp) -> None:
-        self._kind, self._pids = kind, list[int]()
+        self._kind, self._ways = kind, list[Way]()
 
-    def of(self, pid: int) -> int:
+    def of(self, way: Way) -> int:
         """Return who is known to share it with a process; itself if nobody, which is known then."""
-        first, end = 0, len(self._pids)
+        first, end = 0, len(self._ways)
         while first < end:
             middle = (first + end) // 2
-            order = kcmp(self._kind, self._pids[middle], pid)
+            order = kcmp(self._kind, self._ways[middle].tid, way.tid)
             if not order:
-                return self._pids[middle]
+                return self._ways[middle].pid
             first, end = (middle + 1, end) if order < 0 else (first, middle)
-        self._pids.insert(first, pid)
-        return pid
+        self._ways.insert(first, way)
+        return way.pid
 
-    def leave_out(self, pid: int, heir: int | None) -> None:
+    def leave_out(self, way: Way, heir: Way | None) -> None:
         """Forget a process; the heir, if any, has shared it and stands for it from now on."""
-        if pid in self._pids:
-            at = self._pids.index(pid)
-            self._pids[at : at + 1] = [heir] if heir else []
+        if way in self._ways:
+            at = self._ways.index(way)
+            self._ways[at : at + 1] = [heir] if heir else []
 
 
 class Targets:
@@ -115,6 +117,8 @@ class Targets:
     def __init__(self, options: DumpOptions, opened: OpenFiles) -> None:
         self._options, self._opened, self.root = options, opened, options.pid
         self._all: dict[int, Target] = {}
+        self.way = way_to(options.pid)
+        """To the root."""
         self._held = ExitStack()
         self._guard: Guard
         self._tree: Snapshot
@@ -138,7 +142,7 @@ class Targets:
 
     def find(self) -> None:
         """Take in the root and its descendants; refuse what cannot be dumped."""
-        self._take_in(self.root, None)
+        self._take_in(self.way, None)
         while self.together(self._find_new):
             pass
         # First: a mapping has no number to be named by.
@@ -156,7 +160,7 @@ class Targets:
 
     def _check_memory(self, target: Target) -> None:
         if target.memory_of == target.pid:
-            check_memory([one.pid for one in self if one.memory_of == target.pid], self._options)
+            check_memory([one.way for one in self if one.memory_of == target.pid], self._options)
 
     def _find_new(self) -> list[Target]:
         """Take in the children that are not known yet."""
@@ -187,44 +191,47 @@ class Targets:
             return []
 
     def _try(self, pid: int, parent: Target) -> Target | None:
-        """Take in a child, unless it has ended."""
+        """Take in a child, unless it has ended. Raises Again if its first thread just has."""
+        way = way_to(pid)
         try:
-            return None if procfs.is_ending(pid) else self._take_in(pid, parent)
-        except CkptError:
-            if not procfs.is_ending(pid):
-                raise
-            return None
+            return None if procfs.is_ending(way.tid) else self._take_in(way, parent)
+        except CkptError as error:
+            if is_over(pid):
+                return None
+            if way_to(pid) != way:
+                raise Again(str(error)) from error
+            raise
 
-    def _take_in(self, pid: int, parent: Target | None, *, stopped: bool = False) -> Target:
-        target = Target(pid, parent)
+    def _take_in(self, way: Way, parent: Target | None, *, stopped: bool = False) -> Target:
+        target, pid = Target(way, parent), way.pid
         try:
-            check(pid, self.root, self._options)
+            check(way, self.way, self._options)
             if not stopped:
                 target.sandbox.look()
-            target.owners = self._find_owners(pid)
+            target.owners = self._find_owners(way)
             if target.memory_of != pid:
                 target.reserved = self._all[target.memory_of].reserved
             if target.owners[Kcmp.FILES] == pid:
-                self._opened.add(pid, target.pidfd)
+                self._opened.add(way, target.pidfd)
         except BaseException:
             for owners in self._owners.values():
-                owners.leave_out(pid, None)
+                owners.leave_out(way, None)
             target.held.close()
             raise
-        self._all[pid] = target
+        self._all[way.pid] = target
         return target
 
-    def _find_owners(self, pid: int) -> dict[Kcmp, int]:
+    def _find_owners(self, way: Way) -> dict[Kcmp, int]:
         """Return whose what a process has; who is about to execute a program has it done first."""
-        deadline = time.monotonic() + VFORK_S
+        pid, deadline = way.pid, time.monotonic() + VFORK_S
         while True:
-            found = {kind: owners.of(pid) for kind, owners in self._owners.items()}
+            found = {kind: owners.of(way) for kind, owners in self._owners.items()}
             memory = found[Kcmp.VM]
             with_it = [one for one in self if one.memory_of == memory != pid]
             if not await_vfork(pid, [one.pid for one in with_it], deadline):
                 break
         # Signal handlers are shared by some of those only who share their memory.
-        handlers = (one for one in with_it if not kcmp(Kcmp.SIGHAND, one.pid, pid))
+        handlers = (one for one in with_it if not kcmp(Kcmp.SIGHAND, one.tid, way.tid))
         first = next(handlers, None)
         return found | {Kcmp.SIGHAND: first.owners[Kcmp.SIGHAND] if first else pid}
 
@@ -236,8 +243,8 @@ class Targets:
         """
         ordered = _Owners(Kcmp.VM)
         for target in self:
-            pid, owner = target.pid, ordered.of(target.pid)
-            if owner != target.memory_of and not procfs.is_ending(pid):
+            pid, owner = target.pid, ordered.of(target.way)
+            if owner != target.memory_of and not is_over(pid):
                 raise Again(f"pid {pid} has executed another program, or shares memory by now")
         self._owners[Kcmp.VM] = ordered
 
@@ -267,7 +274,7 @@ class Targets:
             try:
                 do(target)
             except (NoSuchTask, TargetDied, OSError):
-                if target.pid == self.root or not procfs.is_ending(target.pid):
+                if target.pid == self.root or not is_over(target.pid):
                     raise
                 self._leave_out(target.pid)
 
@@ -290,8 +297,12 @@ class Targets:
         """
         if self.taken:
             return []
-        ended = [one.pid for one in self if procfs.is_ending(one.pid)]
+        ended = [one.pid for one in self if is_over(one.pid)]
         return [] if self.root in ended else ended
+
+    def is_astray(self) -> bool:
+        """Say whether a process is no more reached as it was, since a thread of it has ended."""
+        return any(way_to(way.pid) != way for way in (self.way, *(one.way for one in self)))
 
     def _leave_out(self, pid: int) -> None:
         """Forget a process; what others have shared with it is one of theirs from now on.
@@ -299,18 +310,18 @@ class Targets:
         But not of those that end as well: they have nothing any more, and so all the same.
         """
         target = self._all.pop(pid)
-        self._opened.leave_out(pid)
+        self._opened.leave_out(target.tid)
         target.held.close()
         with_it = [one for one in self if pid in one.owners.values()]
-        with_it = [one for one in with_it if not procfs.is_ending(one.pid)]
+        with_it = [one for one in with_it if not is_over(one.pid)]
         for kind in SHARED:
             heirs = [other for other in with_it if other.owners[kind] == pid]
             for other in heirs:
                 other.owners[kind] = heirs[0].pid
             if kind in self._owners:
-                self._owners[kind].leave_out(pid, heirs[0].pid if heirs else None)
+                self._owners[kind].leave_out(target.way, heirs[0].way if heirs else None)
             if heirs and kind is Kcmp.FILES:
-                self._opened.add(heirs[0].pid, heirs[0].pidfd)
+                self._opened.add(heirs[0].way, heirs[0].pidfd)
             elif heirs and kind is Kcmp.VM and hasattr(target, "memory"):
                 # What was saved of it was saved by way of who is no more.
                 raise Again(f"pid {pid} has ended, whose memory pid {heirs[0].pid} shares")
@@ -343,6 +354,9 @@ class Targets:
                     self._bury(pid)
             seen = glance.look()
             parents = _parents(frozen, seen)
+        for target in self:
+            if not frozen.processes[target.pid].is_led_by(target.tid):
+                raise Again(f"thread {target.tid} of pid {target.pid} has ended")
         self._check_settled(parents)
         return seen
 
@@ -356,7 +370,8 @@ class Targets:
                     hint="try again when it has ended, too, or end it",
                 )
             for kind, owner in target.owners.items():
-                if owner != pid and kcmp(kind, owner, pid):
+                its = self._all.get(owner)
+                if not its or (its is not target and kcmp(kind, its.tid, target.tid)):
                     raise Again(f"pid {pid} has taken leave of what it shared with pid {owner}")
         if any(one.memory_of != one.pid for one in self):
             self._check_makers(parents)
@@ -370,7 +385,7 @@ class Targets:
             self.zombies[pid] = stat
 
     def _take_in_late(self, pid: int, parent: Target, glance: Glance) -> None:
-        target = self._take_in(pid, parent, stopped=True)
+        target = self._take_in(way_to(pid), parent, stopped=True)
         self._check_memory(target)
         target.begin(self._tree, self._guard)
         target.memory = Elsewhere() if target.memory_of != pid else Stop(target.snapshot)

@@ -33,9 +33,10 @@ def write(snapshot: Snapshot, targets: Targets) -> None:
     for pid, stat in targets.zombies.items():
         image.write("core", _zombie(stat), id=pid)
     image.write("files", *snapshot.entries)
-    trees = [_item(target.snapshot.stat, [*target.snapshot.cores]) for target in targets]
+    trees = [_item(one.pid, one.snapshot.stat, [*one.snapshot.cores]) for one in targets]
     trees[0].ppid = 0
-    image.write("pstree", *trees, *(_item(stat, [stat.pid]) for stat in targets.zombies.values()))
+    zombies = [_item(pid, stat, [pid]) for pid, stat in targets.zombies.items()]
+    image.write("pstree", *trees, *zombies)
     image.write("seccomp", filters.entry)
     image.write("timens", timens(), id=0)
     snapshot.files.close()
@@ -47,6 +48,9 @@ def put_core(target: Target, filters: Filters) -> None:
     snapshot.stat = procfs.parse_stat(questions.stat)
     snapshot.status = procfs.parse_status(questions.status)
     snapshot.mm = questions.of_mm()
+    if target.way.is_another:
+        snapshot.cores[pid] = questions.of_ended()
+        snapshot.cores[pid].mtype = regs.MACHINE
     for tid, registers in snapshot.registers.items():
         state, record, clear_tid = questions.of_thread(tid)
         core = pb.core_entry(mtype=regs.MACHINE, thread_core=record)
@@ -80,12 +84,12 @@ def write_task(snapshot: Snapshot, target: Target, numbers: dict[int, int]) -> N
     record = ids.task_ids(files, directories, memory, handlers, snapshot.own_namespaces)
     image.write("ids", record, id=pid)
     if target.owners[Kcmp.FILES] == pid:
-        image.write("fdinfo", *snapshot.opened.entries(pid), id=record.files_id)
+        image.write("fdinfo", *snapshot.opened.entries(target.tid), id=record.files_id)
 
 
-def _item(stat: procfs.Stat, threads: list[int]) -> pb.pstree_entry:
+def _item(pid: int, stat: procfs.Stat, threads: list[int]) -> pb.pstree_entry:
     return pb.pstree_entry(
-        pid=stat.pid, ppid=stat.ppid, pgid=stat.pgrp, sid=stat.session, threads=threads
+        pid=pid, ppid=stat.ppid, pgid=stat.pgrp, sid=stat.session, threads=threads
     )
 
 

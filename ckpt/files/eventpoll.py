@@ -109,7 +109,7 @@ def _closed(file: OpenFile, target: EpollTarget) -> Unsupported:
 
 def _is_passing(file: OpenFile, target: EpollTarget, offset: int) -> bool:
     """Say whether a member is gone by now, or there for as long as we have a copy of its file."""
-    member = (file.pid, file.number, target.fd, offset)
+    member = (file.proc, file.number, target.fd, offset)
     if files.watches(*member, file.number) is None:
         return True
     ours = os.getpid()
@@ -118,10 +118,10 @@ def _is_passing(file: OpenFile, target: EpollTarget, offset: int) -> bool:
 
 def _holder(file: OpenFile, target: EpollTarget, offset: int) -> int | None:
     """Return the number of a descriptor that has a member's file: if possible, its own."""
-    member = (file.pid, file.number, target.fd, offset)
+    member = (file.proc, file.number, target.fd, offset)
     if files.watches(*member, target.fd):
         return target.fd
-    numbers = procfs.fds(file.pid)
+    numbers = procfs.fds(file.proc)
     return next((number for number in numbers if files.watches(*member, number)), None)
 
 

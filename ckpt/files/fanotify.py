@@ -116,7 +116,7 @@ def _mark_entry(
     if mark.mnt_id is not None:
         entry.type = pb.MARK_MOUNT
         _set_mount(entry, file, lambda mount: mount.mnt_id == mark.mnt_id)
-        entry.s_dev = _kernel_dev(entry.me.mnt_id, file.pid)
+        entry.s_dev = _kernel_dev(entry.me.mnt_id, file.proc)
     elif mark.ino is not None and mark.sdev is not None:
         watched = Watched(mark.ino, mark.sdev, mark.handle_type, mark.handle)
         entry.type, entry.ie.i_ino = pb.MARK_INODE, mark.ino
@@ -130,8 +130,8 @@ def _mark_entry(
 
 def _set_mount(entry: Any, file: OpenFile, wanted: Callable[[Mount], bool]) -> None:
     """Set the mount of an entry, one that its own path leads to."""
-    root = regfile.root_of(file.pid).rstrip("/")
-    for mount in filter(wanted, mountinfo(file.pid)):
+    root = regfile.root_of(file.proc).rstrip("/")
+    for mount in filter(wanted, mountinfo(file.proc)):
         if _leads_to(root + mount.mountpoint, mount):
             entry.me.mnt_id = mount.mnt_id
             set_text(entry.me, "path", mount.mountpoint)

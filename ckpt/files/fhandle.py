@@ -71,12 +71,12 @@ def handle_once(file: OpenFile, watched: Watched, out: Dump) -> pb.fh_entry:
     """
     if not watched.handle:
         return dump_handle(file, watched, out.options)
-    return out.memo((file.pid, watched), lambda: dump_handle(file, watched, out.options))
+    return out.memo((file.proc, watched), lambda: dump_handle(file, watched, out.options))
 
 
 def dump_handle(file: OpenFile, watched: Watched, options: DumpOptions) -> pb.fh_entry:
     """Return the record of what is watched. Raises Unsupported if a restore would not find it."""
-    root = regfile.root_of(file.pid)
+    root = regfile.root_of(file.proc)
     path = _find(file, watched, root)
     if path is None or (options.force_irmap and not path):
         path = _search(file, watched, root, options.irmap_scan_path)
@@ -101,7 +101,7 @@ def _shown(dev: int) -> str:
 
 def _find(file: OpenFile, watched: Watched, root: str) -> str | None:
     """Return the path that the handle leads to; "" if it has none or another, None if it fails."""
-    for mounted in _mounted(watched.dev, file.pid, root):
+    for mounted in _mounted(watched.dev, file.proc, root):
         fd = _open(mounted, watched)
         if fd < 0:
             continue
@@ -149,7 +149,7 @@ def _is_at(path: str, st: os.stat_result) -> bool:
 
 def _check_deleted(file: OpenFile, st: os.stat_result, path: str) -> None:
     """Refuse to watch a file without a name that will not come back with the target."""
-    if path in file.links or any(os.path.samestat(st, one) for one in _held(file.pid)):
+    if path in file.links or any(os.path.samestat(st, one) for one in _held(file.proc)):
         return
     raise Unsupported(
         f"{file.name}: watches {path}, which only others have open",
@@ -172,7 +172,7 @@ def _search(file: OpenFile, watched: Watched, root: str, more: tuple[str, ...]) 
     """Return a path to what is watched, among the likely ones; None if there is none."""
     near = [link for link in sorted(file.links) if link.startswith("/")]
     near += [os.path.dirname(link) for link in near]
-    near.append(os.readlink(f"/proc/{file.pid}/cwd"))
+    near.append(os.readlink(f"/proc/{file.proc}/cwd"))
     left = _MOST
     for top in dict.fromkeys((*more, *near, *_LIKELY)):
         for path in _walk(root.rstrip("/") + top):

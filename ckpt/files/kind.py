@@ -44,7 +44,8 @@ class OpenFile(NamedTuple):
     fd is the local copy (the table closes it), pid and number name the target's own descriptor
     (the lowest, if several share the file; -1 if it is in flight, in a socket of pid's), id is its
     number in the image. links are those of every open file of the tree: a socket's peer is inside
-    if its `socket:[INODE]` is there.
+    if its `socket:[INODE]` is there. tid is the thread by which the process is reached, if it is
+    another than the first one (`kernel.way`).
     """
 
     fd: int
@@ -56,6 +57,12 @@ class OpenFile(NamedTuple):
     info: FdInfo
     links: frozenset[str] = frozenset()
     pids: tuple[int, ...] = ()
+    tid: int = 0
+
+    @property
+    def proc(self) -> int:
+        """The process for whom asks the kernel, by /proc or kcmp(2): a thread of it that lives."""
+        return self.tid or self.pid
 
     @property
     def tree(self) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ def path(file: OpenFile) -> str:
     Raises Unsupported where a restore would not find it, or could not ask to be told of messages.
     """
     what = f"{file.name}: a POSIX message queue"
-    if not is_ours("ipc", file.pid):
+    if not is_ours("ipc", file.proc):
         raise Unsupported(f"{what} of an IPC namespace that is not ours")
     if told := _NOTIFIED.search(os.pread(file.fd, _TEXT_ROOM, 0)):
         raise Unsupported(
@@ -34,7 +34,7 @@ def path(file: OpenFile) -> str:
         )
     device = file.stat.st_dev
     if file.stat.st_nlink:
-        for mount in mountinfo(file.pid):
+        for mount in mountinfo(file.proc):
             if mount.dev == device and mount.root == "/":
                 return mount.mountpoint.rstrip("/") + file.link
     raise Unsupported(

@@ -34,6 +34,7 @@ from ckpt.kernel.files import as_many_as_we_may
 from ckpt.kernel.glance import NOTHING, Glance, Part, Seen
 from ckpt.kernel.kcmp import Kcmp, same_files
 from ckpt.kernel.pidfd import pidfd_getfd
+from ckpt.kernel.way import Way
 from ckpt.options import DumpOptions
 
 FD_CLOEXEC = fcntl.FD_CLOEXEC
@@ -46,21 +47,22 @@ _DIRENT_HEAD = Struct("<QqHB")  # ino, off, reclen, type; then the name
 
 
 class Place(NamedTuple):
-    """Where an open file is: a process, and a number of its table."""
+    """Where an open file is: a process, by the thread it is reached by, and a number there."""
 
-    pid: int
+    tid: int
     number: int
 
     @property
     def info(self) -> str:
-        """Its fdinfo, below /proc/PID."""
+        """Its fdinfo, below /proc/TID."""
         return f"fdinfo/{self.number}"
 
 
 class _Table(NamedTuple):
-    """A table of descriptors: a process that has it, and the open /proc/PID/fd."""
+    """A table of descriptors: a process that has it, a pidfd for it, and the open /proc/TID/fd."""
 
     pid: int
+    tid: int
     pidfd: int
     directory: int
 
@@ -125,8 +127,8 @@ class OpenFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pid in [*self._tables]:
-            self.leave_out(pid)
+        for tid in [*self._tables]:
+            self.leave_out(tid)
         self._drop_carried()
 
     def close_copies(self) -> None:
@@ -135,23 +137,24 @@ class OpenFiles:
             one.close()
         self._drop_carried()
 
-    def add(self, pid: int, pidfd: int) -> None:
+    def add(self, way: Way, pidfd: int) -> None:
         """Take in the table of a process, which is not another's as well."""
+        pid, tid = way
         try:
-            directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_CLOEXEC)
+            directory = os.open(f"/proc/{tid}/fd", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise NoSuchTask(f"pid {pid}: it has ended") from None
         except OSError as error:
-            raise KernelError(error.errno or 0, f"opening /proc/{pid}/fd") from error
-        self._tables[pid] = _Table(pid, pidfd, directory)
+            raise KernelError(error.errno or 0, f"opening /proc/{tid}/fd") from error
+        self._tables[tid] = _Table(pid, tid, pidfd, directory)
 
-    def leave_out(self, pid: int) -> None:
+    def leave_out(self, tid: int) -> None:
         """Forget the table of a process, if it was taken in."""
-        table = self._tables.pop(pid, None)
+        table = self._tables.pop(tid, None)
         if table:
             os.close(table.directory)
-            self._parts.pop(pid, None)
-            for place in [place for place in self._by_place if place.pid == pid]:
+            self._parts.pop(tid, None)
+            for place in [place for place in self._by_place if place.tid == tid]:
                 self._forget(place)
 
     def _all(self) -> list[Opened]:
@@ -169,16 +172,16 @@ class OpenFiles:
         return any(changed)
 
     def _look(self, table: _Table) -> bool:
-        pid = table.pid
-        numbers = procfs.fds(pid)
-        before = {place.number: one for place, one in self._by_place.items() if place.pid == pid}
+        tid = table.tid
+        numbers = procfs.fds(tid)
+        before = {place.number: one for place, one in self._by_place.items() if place.tid == tid}
         known = [number for number in numbers if number in before]
-        same = same_files(pid, known, [before[number].fd for number in known])
+        same = same_files(tid, known, [before[number].fd for number in known])
         kept = {number for number, yes in zip(known, same, strict=True) if yes}
         if len(kept) == len(numbers) == len(before):
             return False
         for number in [number for number in before if number not in kept]:
-            self._forget(Place(pid, number))
+            self._forget(Place(tid, number))
         self._fetch(table, [number for number in numbers if number not in kept])
         return True
 
@@ -202,10 +205,10 @@ class OpenFiles:
         alike: dict[str, list[Opened]] = {}
         for known in self._all():
             alike.setdefault(known.link, []).append(known)
-        for group in groups(table.pid, look(table.pid, numbers)):
+        for group in groups(table.tid, look(table.tid, numbers)):
             one = self._known(table, group[0], alike) or self._copy(table, group[0])
             if one:
-                new = [Place(table.pid, descriptor.number) for descriptor in group]
+                new = [Place(table.tid, descriptor.number) for descriptor in group]
                 one.places = sorted([*one.places, *new])
                 self._by_place.update(dict.fromkeys(new, one))
                 self._sorted = self._links = None
@@ -227,7 +230,7 @@ class OpenFiles:
     ) -> Opened | None:
         """Return the open file that a new descriptor shares with an old one."""
         old = alike.get(new.link, [])
-        same = same_files(table.pid, [new.number] * len(old), [one.fd for one in old])
+        same = same_files(table.tid, [new.number] * len(old), [one.fd for one in old])
         return next((one for one, yes in zip(old, same, strict=True) if yes), None)
 
     # --- what they are
@@ -272,7 +275,7 @@ class OpenFiles:
         """Return what a kind is to see of an open file; None if it is closed by now."""
         place = one.places[0] if one.places else Place(next(iter(self._tables)), -1)
         try:
-            info = parse_fdinfo(read(place.pid, place.info) if one.places else _own_fdinfo(one.fd))
+            info = parse_fdinfo(read(place.tid, place.info) if one.places else _own_fdinfo(one.fd))
         except KernelError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -281,8 +284,11 @@ class OpenFiles:
         if link.startswith("/"):  # it may have been renamed
             link = os.readlink(f"/proc/self/fd/{one.fd}")
         st = os.fstat(one.fd)
-        pids = tuple(self._tables)
-        return OpenFile(one.fd, *place, one.file_id, st, link, info, self._all_links(), pids)
+        pids = tuple(table.pid for table in self._tables.values())
+        tid, number = place
+        pid = self._tables[tid].pid
+        links = self._all_links()
+        return OpenFile(one.fd, pid, number, one.file_id, st, link, info, links, pids, tid)
 
     # --- in flight
 
@@ -307,7 +313,7 @@ class OpenFiles:
             if same := self._same(one):
                 self._carried[fd] = same
             else:
-                _check_carried(one, next(iter(self._tables)))
+                _check_carried(one, next(iter(self._tables.values())).pid)
                 new.append(one)
         return new
 
@@ -334,7 +340,7 @@ class OpenFiles:
         """Dump what we know of and need not wait for; glance is what will be seen in the freeze."""
         begin = glance.mark()
         if 2 * len(self._by_place) + _OURS < self._most:
-            glance.add(*(f"/proc/{place.pid}/{place.info}" for place in self._by_place))
+            glance.add(*(f"/proc/{place.tid}/{place.info}" for place in self._by_place))
         for table in self._tables.values():
             self._glimpse_table(table, glance)
         for one in self._all():
@@ -352,26 +358,26 @@ class OpenFiles:
     def _glimpse_table(self, table: _Table, glance: Glance) -> None:
         """Have the glance see which descriptors there are, and that they lead where they did."""
         begin = glance.mark()
-        mine = [(place, one) for place, one in self._by_place.items() if place.pid == table.pid]
+        mine = [(place, one) for place, one in self._by_place.items() if place.tid == table.tid]
         size = _DIRENT * (len(mine) + _OURS)
         glance.call(NR.lseek, table.directory, 0, os.SEEK_SET)
         glance.call(NR.getdents64, table.directory, glance.out(size), size)
-        for (pid, number), one in mine:
-            glance.call(NR.kcmp, pid, os.getpid(), Kcmp.FILE, number, one.fd)
-        self._parts[table.pid] = glance.since(begin)
+        for (tid, number), one in mine:
+            glance.call(NR.kcmp, tid, os.getpid(), Kcmp.FILE, number, one.fd)
+        self._parts[table.tid] = glance.since(begin)
 
-    def _agrees_with(self, pid: int) -> bool:
+    def _agrees_with(self, tid: int) -> bool:
         """Say whether the glance has seen the descriptors that we know of, and no other.
 
         It came after we looked; and what it sees again in the freeze would be taken for known.
         """
-        (_, size, *others), answers = self.ahead.answers(self._parts[pid])
+        (_, size, *others), answers = self.ahead.answers(self._parts[tid])
         numbers, at = set(), 0
         while at < size:
             length = _DIRENT_HEAD.unpack_from(answers, at)[2]
             numbers.add(answers[at + _DIRENT_HEAD.size : at + length].split(b"\0")[0])
             at += length
-        known = {b"%d" % place.number for place in self._by_place if place.pid == pid}
+        known = {b"%d" % place.number for place in self._by_place if place.tid == tid}
         return not any(others) and numbers - {b".", b".."} == known
 
     def _glimpse(self, one: Opened, glance: Glance) -> None:
@@ -394,7 +400,7 @@ class OpenFiles:
             return
         for place in one.places:  # all of them: as of now
             self._info(place)
-        self._infos |= {f"/proc/{place.pid}/{place.info}": one for place in one.places}
+        self._infos |= {f"/proc/{place.tid}/{place.info}": one for place in one.places}
         file = one.file._replace(info=parse_fdinfo(self._info(one.places[0])))
         with out.held() as held:
             dump_file(one.kind, file, out, partial(self._update, one))
@@ -404,11 +410,12 @@ class OpenFiles:
     def _dump_locks(self, one: Opened, file: OpenFile, out: Dump) -> None:
         """Write its locks; those that belong to processes, of each that has the file."""
         locks.dump(file, out)
-        first = {place.pid: place for place in reversed(one.places)}
+        first = {place.tid: place for place in reversed(one.places)}
         for place in first.values():
             if place != one.places[0]:
                 info = parse_fdinfo(self._info(place))
-                locks.dump_own(file._replace(pid=place.pid, number=place.number, info=info), out)
+                pid = self._tables[place.tid].pid
+                locks.dump_own(file._replace(pid=pid, number=place.number, info=info), out)
 
     def _update(self, one: Opened, message: Any) -> None:
         """Put what may still have changed into a message, when the target runs again."""
@@ -425,7 +432,7 @@ class OpenFiles:
         return [*one.places], owner, state
 
     def _info(self, place: Place) -> bytes:
-        return self._seen.read(place.pid, place.info)
+        return self._seen.read(place.tid, place.info)
 
     # --- in the freeze
 
@@ -458,7 +465,7 @@ class OpenFiles:
         """
         for place, one in self._by_place.items():
             if not one.held or one.looks_around:
-                self._seen.look_again(place.pid, place.info)
+                self._seen.look_again(place.tid, place.info)
             else:
                 self._info(place)
 
@@ -492,7 +499,7 @@ class OpenFiles:
 
     def _is_same_info(self, place: Place, late: tuple[bytes, ...]) -> bool:
         """Say whether fdinfo says the same of a descriptor, but for what can be put in late."""
-        now, ahead = (seen.read(place.pid, place.info) for seen in (self._seen, self.ahead))
+        now, ahead = (seen.read(place.tid, place.info) for seen in (self._seen, self.ahead))
         if now == ahead or not late:
             return now == ahead
         lines = zip_longest(now.split(b"\n"), ahead.split(b"\n"), fillvalue=b"")
@@ -516,11 +523,11 @@ class OpenFiles:
 
     # --- when it may run again
 
-    def entries(self, pid: int) -> list[pb.fdinfo_entry]:
+    def entries(self, tid: int) -> list[pb.fdinfo_entry]:
         """Return what fdinfo-ID.img is to hold for the table of a process."""
         found = []
         for place, one in sorted(self._by_place.items()):
-            if place.pid != pid:
+            if place.tid != tid:
                 continue
             assert one.kind
             cloexec = parse_fdinfo(self._info(place)).flags & os.O_CLOEXEC

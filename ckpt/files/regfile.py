@@ -73,7 +73,7 @@ class RegFile(FileKind):
             return
         if what := _UNNAMED.get(files.fs_type(file.fd)):
             raise Unsupported(f"{file.name}: {what}: not supported", hint="close it first")
-        _locate(_link(file), file.stat, file.name, root_of(file.pid), options)
+        _locate(_link(file), file.stat, file.name, root_of(file.proc), options)
 
     @classmethod
     def state(cls, file: OpenFile) -> Hashable | None:

@@ -64,6 +64,7 @@ from ckpt.kernel import procfs
 from ckpt.kernel.arch import NR
 from ckpt.kernel.fdinfo import fdinfo
 from ckpt.kernel.remote import Batch, Call
+from ckpt.kernel.way import way_to
 from ckpt.options import DumpOptions
 
 _TIOCSPTLCK, _TIOCGPTN = 0x40045431, 0x80045430
@@ -168,10 +169,11 @@ def _masters(file: OpenFile) -> set[int | None]:
 
 def _masters_of(pid: int) -> set[int | None]:
     found: set[int | None] = set()
-    for number in procfs.fds(pid):
+    tid = way_to(pid).tid
+    for number in procfs.fds(tid):
         with suppress(KernelError):
-            if procfs.fd_link(pid, number).endswith("ptmx"):
-                found.add(fdinfo(pid, number).tty_index)
+            if procfs.fd_link(tid, number).endswith("ptmx"):
+                found.add(fdinfo(tid, number).tty_index)
     return found
 
 

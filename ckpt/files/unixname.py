@@ -62,7 +62,7 @@ def dump_place(file: OpenFile, name: bytes) -> dict[str, Any]:
     if not name.startswith(b"/"):
         directory = _directory(file, bare(name), path)
         fields["name_dir"] = os.fsdecode(directory)
-    if not _is_there(file.pid, os.path.join(directory, bare(name)), found):
+    if not _is_there(file.proc, os.path.join(directory, bare(name)), found):
         fields["deleted"] = True
     return fields
 
@@ -74,7 +74,7 @@ def _bound_file(file: OpenFile) -> int:
 
 def _directory(file: OpenFile, name: bytes, path: bytes) -> bytes:
     """Return the directory that a relative name starts from, to end at path."""
-    here = os.readlink(os.fsencode(f"/proc/{file.pid}/cwd"))
+    here = os.readlink(os.fsencode(f"/proc/{file.proc}/cwd"))
     above = path.removesuffix(b"/" + name) if path.endswith(b"/" + name) else here
     for directory in (above or b"/", here, os.path.dirname(path)):
         joined = os.path.join(directory, name)

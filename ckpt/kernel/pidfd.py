@@ -1,16 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """pidfd: a process that cannot be mistaken for another, and copies of its descriptors."""
 
+import errno
 import os
 import select
 
+from ckpt.errors import Unsupported
 from ckpt.kernel.arch import NR
 from ckpt.kernel.ffi import check, ffi, lib, syscall
+from ckpt.kernel.way import Way
+
+_PIDFD_THREAD = os.O_EXCL
 
 
 def pidfd_open(pid: int) -> int:
     """Return a pidfd of a process; raises NoSuchTask."""
     return check(syscall(NR.pidfd_open, pid, 0), "pidfd_open", pid=pid)
+
+
+def pidfd_of(way: Way) -> int:
+    """Return one that pidfd_getfd takes: of the thread by which a process is reached.
+
+    Raises NoSuchTask, and Unsupported where the kernel has none of a thread (Linux 6.9).
+    """
+    if not way.is_another:
+        return pidfd_open(way.pid)
+    pidfd = syscall(NR.pidfd_open, way.tid, _PIDFD_THREAD)
+    if pidfd == -errno.EINVAL:
+        raise Unsupported(
+            f"pid {way.pid}: its first thread has ended, others have not: not supported",
+            hint="it takes descriptors of threads (PIDFD_THREAD), Linux 6.9 or newer",
+        )
+    return check(pidfd, "pidfd_open", pid=way.tid)
 
 
 def pidfd_getfd(pidfd: int, number: int) -> int:

@@ -182,6 +182,14 @@ def is_ending(pid: Pid) -> bool:
     return found.state in "ZX" or bool(found.flags & _PF_EXITING)
 
 
+def is_zombie(pid: Pid) -> bool:
+    """Whether a task has ended: it, or what is left of it to be waited for."""
+    try:
+        return stat(pid).state in "ZX"
+    except NoSuchTask:
+        return True
+
+
 def _of(tid: int | None, name: str) -> str:
     return name if tid is None else f"task/{tid}/{name}"
 

@@ -8,7 +8,8 @@ Facts that bite:
   sets its registers must see to the restart himself (arch.home).
 - waitpid needs __WALL for threads, and only the thread that seized a task may wait for it.
 - The end of a first thread is told last, when the ends of all others have been waited for. So who
-  waits for one tracee takes what is told of any, and keeps that for who asks (`_heard`).
+  waits for one tracee takes what is told of any, and keeps that for who asks (`_heard`). While
+  others live nothing is told but, with PTRACE_O_TRACEEXIT, that it has begun to end.
 """
 
 import errno
@@ -27,7 +28,7 @@ from ckpt.kernel.ffi import check, ffi, lib
 
 WALL = 0x40000000
 NT_PRSTATUS = 1
-EVENT_FORK, EVENT_CLONE, EVENT_STOP = 1, 3, 128
+EVENT_FORK, EVENT_CLONE, EVENT_EXEC, EVENT_EXIT, EVENT_STOP = 1, 3, 4, 6, 128
 SYSCALL_STOP = signal.SIGTRAP | 0x80
 
 _CONT, _DETACH, _SYSCALL, _SETOPTIONS = 7, 17, 24, 0x4200
@@ -52,6 +53,8 @@ class Options(IntFlag):
     SYSGOOD = 1
     FORK = 1 << EVENT_FORK
     CLONE = 1 << EVENT_CLONE
+    EXEC = 1 << EVENT_EXEC
+    EXIT = 1 << EVENT_EXIT
     EXITKILL = 1 << 20
     SUSPEND_SECCOMP = 1 << 21
 
@@ -157,8 +160,9 @@ class Tracee:
         if status & 0xFF != _STOPPED:
             _forget(self.tid)
             raise TargetDied(f"pid {self.tid} ended while it was traced ({_ending(status)})")
-        self.stopped = True
-        return Stop(status >> 8 & 0xFF, status >> 16, code)
+        stop = Stop(status >> 8 & 0xFF, status >> 16, code)
+        self.stopped = stop.event != EVENT_EXIT  # who was told to go on, in `_take` or in C
+        return stop
 
     def cont(self, signo: int = 0) -> None:
         """Let it run until the next signal or event; deliver signo if it is not 0."""
@@ -312,8 +316,10 @@ def hear(tracees: Iterable[Tracee], *, interrupt: bool = False) -> None:
         if count == len(tids):
             return
         pid = _next_told()
-        if pid in _tracees and pid not in tids:
+        if pid in _tracees and (pid not in tids or pid in _heard):
             _take(pid)
+            if pid in tids:  # a first thread has begun to end, as another executes and is it now
+                told[tids.index(pid)].status = _heard[pid][0]
         elif pid not in tids:  # a child of ours has ended, for which somebody else will wait
             time.sleep(_PAUSE)
 
@@ -344,6 +350,8 @@ def reap(tid: int) -> None:
     with suppress(ChildProcessError):
         while not ended:
             ended = not os.WIFSTOPPED(os.waitpid(tid, WALL)[1])
+            if not ended:  # the stop of Options.EXIT, which SIGKILL does not end
+                lib.core_ptrace(_CONT, tid, 0, 0)
     _forget(tid)
 
 
@@ -360,6 +368,8 @@ def _take(tid: int) -> None:
         raise NoSuchTask(f"the thread {tid} is gone") from error
     if found:
         _heard[found] = status, None
+        if status >> 16 == EVENT_EXIT:
+            lib.core_ptrace(_CONT, tid, 0, 0)
 
 
 def _next_told() -> int:

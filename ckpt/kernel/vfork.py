@@ -22,15 +22,15 @@ def _is_waiting(pid: int, tid: int) -> bool:
     """
     with suppress(NoSuchTask):  # a thread may end at any time
         if procfs.stat(pid, tid).state == "D" and (call := procfs.syscall(tid)):
-            return call.number == NR.vfork or bool(_clone_flags(pid, call) & _CLONE_VFORK)
+            return call.number == NR.vfork or bool(_clone_flags(tid, call) & _CLONE_VFORK)
     return False
 
 
-def _clone_flags(pid: int, call: procfs.Syscall) -> int:
+def _clone_flags(tid: int, call: procfs.Syscall) -> int:
     """Return the flags of a clone(2), or of a clone3(2), whose arguments begin with them."""
     if call.number == NR.clone:
         return call.args[0]
     if call.number == NR.clone3:
         with suppress(KernelError):  # it is something else by now
-            return int.from_bytes(mem.read(pid, call.args[0], 8), "little")
+            return int.from_bytes(mem.read(tid, call.args[0], 8), "little")
     return 0

@@ -11,6 +11,7 @@ from ckpt.image import pb
 from ckpt.kernel.arch import NR, TASK_SIZE
 from ckpt.kernel.maps import SmapsEntry
 from ckpt.kernel.remote import Batch
+from ckpt.kernel.way import Way
 
 PAGE = 4096
 PROT_READ, PROT_WRITE = 1, 2
@@ -138,15 +139,15 @@ _REFUSED = {
 }
 
 
-def check(pid: int, mapping: SmapsEntry) -> None:
+def check(way: Way, mapping: SmapsEntry) -> None:
     """Raise Unsupported for a mapping that cannot be dumped."""
-    where = f"mapping {mapping.start:#x}-{mapping.end:#x} of pid {pid} ({mapping.path})"
+    where = f"mapping {mapping.start:#x}-{mapping.end:#x} of pid {way.pid} ({mapping.path})"
     for path, hint in _REFUSED.items():
         if mapping.path.startswith(path):
             raise Unsupported(f"{where}: not supported", hint=hint)
-    if "um" in mapping.vm_flags and not _has_userfaultfd(pid):
+    if "um" in mapping.vm_flags and not _has_userfaultfd(way.tid):
         raise Unsupported(
-            f"pid {pid} is still being restored: {where} does not have all its pages yet",
+            f"pid {way.pid} is still being restored: {where} does not have all its pages yet",
             hint="try again when the pager has left; it does so when all pages are in",
         )
     if mapping.vm_flags & {"um", "uw", "ui"}:
@@ -158,11 +159,11 @@ def check(pid: int, mapping: SmapsEntry) -> None:
         raise Unsupported(f"{where}: device memory", hint="a plugin for this device must dump it")
 
 
-def _has_userfaultfd(pid: int) -> bool:
+def _has_userfaultfd(tid: int) -> bool:
     """Say whether a process has one itself: its faults may be its own affair."""
-    for fd in os.listdir(f"/proc/{pid}/fd"):
+    for fd in os.listdir(f"/proc/{tid}/fd"):
         with suppress(FileNotFoundError):  # it runs, and may close what it likes
-            if "userfaultfd" in os.readlink(f"/proc/{pid}/fd/{fd}"):
+            if "userfaultfd" in os.readlink(f"/proc/{tid}/fd/{fd}"):
                 return True
     return False
 

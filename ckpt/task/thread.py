@@ -82,13 +82,18 @@ def forget_rseq(rseq: Rseq, batch: Batch) -> None:
     batch.call(NR.rseq, rseq.pointer, rseq.size, _RSEQ_UNREGISTER, rseq.signature, must=True)
 
 
+def rename(comm: str, batch: Batch) -> None:
+    """Add the call that names a thread."""
+    name = batch.data(os.fsencode(comm)[:15] + b"\0")
+    batch.call(NR.prctl, _PR_SET_NAME, name, must=True)
+
+
 def restore(entry: pb.thread_core_entry, clear_tid: int, ours: procfs.Status, batch: Batch) -> None:
     """Add the calls that make a thread what its record says; credentials go last.
 
     ours are the credentials it was born with.
     """
-    comm = batch.data(os.fsencode(get_text(entry, "comm"))[:15] + b"\0")
-    batch.call(NR.prctl, _PR_SET_NAME, comm, must=True)
+    rename(get_text(entry, "comm"), batch)
     batch.call(NR.set_tid_address, clear_tid)
     if entry.futex_rla_len:
         batch.call(NR.set_robust_list, entry.futex_rla, entry.futex_rla_len, must=True)

@@ -2,7 +2,8 @@
 """Attempts at harm, chosen by chance or all there are, and what is asked afterwards.
 
 CKPT_KILLS says how many of each kind: a few by default, hundreds for a proof; `all` is every
-boundary of a system call that there is. CKPT_SEED chooses others.
+boundary of a system call that there is. CKPT_SEED chooses others. CKPT_UNHARMED=gone has them
+made on a process whose first thread has ended.
 """
 
 import os
@@ -24,7 +25,7 @@ from ckpt.errors import ImageError
 
 SEED = int(os.environ.get("CKPT_SEED", "20140515"))
 KILLS = os.environ.get("CKPT_KILLS", "3")
-PROGRAM = Program("unharmed", "unharmed")
+PROGRAM = Program("unharmed", "unharmed", tuple(os.environ.get("CKPT_UNHARMED", "").split()))
 as_long_as_it_takes = pytest.mark.timeout(0 if KILLS == "all" else 240 + 10 * int(KILLS))
 
 

@@ -41,15 +41,17 @@ def look_once(pid: int) -> dict[str, object]:
     found: dict[str, object] = {"threads": threads}
     for tid in threads:
         found |= {f"{tid}: {key}": value for key, value in look_at_thread(pid, tid)}
-    pidfd = os.pidfd_open(pid)
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        found[f"fd {fd}"] = link = os.readlink(f"/proc/{pid}/fd/{fd}")
+    # A first thread that has ended has none of it any more.
+    tid = next((tid for tid in threads if "zombie" not in str(found[f"{tid}: state"])), pid)
+    pidfd = os.pidfd_open(tid, os.O_EXCL if tid != pid else 0)  # PIDFD_THREAD
+    for fd in os.listdir(f"/proc/{tid}/fd"):
+        found[f"fd {fd}"] = link = os.readlink(f"/proc/{tid}/fd/{fd}")
         if link.startswith("socket:"):
             found[f"options of fd {fd}"] = socket_options(pidfd, int(fd))
     os.close(pidfd)
-    smaps = Path(f"/proc/{pid}/smaps").read_text()
+    smaps = Path(f"/proc/{tid}/smaps").read_text()
     found["write-protected"] = len(re.findall(r"^VmFlags:.* uw( |$)", smaps, re.MULTILINE))
-    maps = Path(f"/proc/{pid}/maps").read_text()
+    maps = Path(f"/proc/{tid}/maps").read_text()
     # What the target itself does to its fault page is its own affair.
     found["maps"] = sorted({line for line in maps.splitlines() if not own(line)})
     return found
@@ -87,7 +89,7 @@ def differences(before: dict[str, object], pid: int) -> list[str]:
         now = look_once(pid)
     except (FileNotFoundError, ProcessLookupError):
         return ["it is gone"]
-    if "zombie" in str(now[f"{pid}: state"]):
+    if all("zombie" in str(now[f"{tid}: state"]) for tid in now["threads"]):
         return ["it is gone"]
     keys = {key for key in before | now if before.get(key) != now.get(key)}
     found = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys - {"maps"}]

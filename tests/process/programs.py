@@ -63,6 +63,7 @@ PROGRAMS = (
     program("regs"),
     program("tls_threads"),
     program("threads_many"),
+    program("leader_gone", criu="refuses zombies with threads"),
     program("comm"),
     program("clear_tid"),
     program("robust_rseq"),
@@ -279,6 +280,8 @@ TREES = (
     program("tree_locks", options=("--file-locks",)),
     program("tree_pidfd"),
     program("tree_deaths"),
+    program("tree_leaders", "tree", source="leader_gone", criu="refuses zombies with threads"),
+    program("tree_vm_leaders", "memory", source="leader_gone", criu="refuses tasks with CLONE_VM"),
     program("tree_tty", criu_restore="gives the terminal to the leader alone"),
     program("tree_tty_name", "tty", source="tree_tty", criu="finds no peer of /dev/tty"),
 )

@@ -298,14 +298,15 @@ from ckpt.guard import Guard
 from ckpt.infect import fetch_userfaultfd
 from ckpt.kernel.pidfd import pidfd_getfd, pidfd_open
 from ckpt.kernel.userfaultfd import TRACKING, Mode
+from ckpt.kernel.way import way_to
 from ckpt.sandbox import Sandbox
 pid, start, number = map(int, sys.argv[1:])
-pidfd, kept = pidfd_open(pid), []
+way, pidfd, kept = way_to(pid), pidfd_open(pid), []
 def register(uffd):
     uffd.register(start, start + 4096, Mode.WP)
     kept.append(uffd)
-with Guard() as guard, guard.ward(pid, pidfd) as ward:
-    fetch_userfaultfd(pid, pidfd, TRACKING, register, ward, Sandbox(pid), [])
+with Guard() as guard, guard.ward(pid) as ward:
+    fetch_userfaultfd(way, pidfd, TRACKING, register, ward, Sandbox(way), [])
     kept[0].protect([(start, 4096)])
     os.kill(pid, signal.SIGUSR1)
     def waits(task):

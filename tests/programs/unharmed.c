@@ -6,6 +6,8 @@
  * Only the first thread and `signaled` have signals unblocked, so that in all others a call that
  * says EINTR, or returns too early, was somebody else's doing. epoll_wait alone may say EINTR: it
  * does so after any stop (signal(7)), and how often it did is told in the file `interrupted`.
+ *
+ * With the argument `gone`, another thread is what the first one was, which ends.
  */
 #include "program.h"
 #include <poll.h>
@@ -213,9 +215,8 @@ static void check_moving(void)
 	}
 }
 
-int main(int argc, char **argv)
+static int be_unharmed(void)
 {
-	begin(argc, argv);
 	struct itimerval often = {{0, 1500}, {0, 1500}};
 	struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
 	struct sigaction faulting = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
@@ -245,4 +246,23 @@ int main(int argc, char **argv)
 	check_moving();
 	check(alarms, "no signal came");
 	return verdict();
+}
+
+static void *without_first_thread(unused void *argument)
+{
+	char name[40];
+	snprintf(name, sizeof(name), "/proc/%d/stat", getpid());
+	while (strrchr(slurp(name), ')')[2] != 'Z')
+		usleep(1000);
+	exit(be_unharmed());
+}
+
+int main(int argc, char **argv)
+{
+	pthread_t thread;
+	begin(argc, argv);
+	if (argc == 2)
+		return be_unharmed();
+	need(!pthread_create(&thread, NULL, without_first_thread, NULL));
+	syscall(SYS_exit, 0);
 }

@@ -9,11 +9,14 @@ import pytest
 from ckpt.errors import Unsupported
 from ckpt.kernel.arch import NR
 from ckpt.kernel.seccomp import ALLOW, ERRNO, Chain, Filter
+from ckpt.kernel.way import Way
 from ckpt.sandbox import Sandbox, _questions
 
 KILL_PROCESS = 0x8000_0000
 ASKED = {call.nr: ALLOW for call in _questions(leader=True)} | {NR.restart_syscall: ALLOW}
 LOAD_NR, IF_EQUAL, RETURN = (0x20, 0, 0, 0), 0x15, 0x06
+
+OURS = Way(os.getpid(), os.getpid())
 
 
 def filtered(answers: dict[int, int], otherwise: int) -> Chain:
@@ -36,19 +39,19 @@ def filtered(answers: dict[int, int], otherwise: int) -> Chain:
     ids=["one refused", "others refused", "others kill", "others kill, one refused"],
 )
 def test_no_danger(chain: Chain) -> None:
-    Sandbox(os.getpid())._check(os.getpid(), chain)
+    Sandbox(OURS)._check(os.getpid(), chain)
 
 
 def test_who_can_neither_be_held_nor_go_on() -> None:
     """Killed just when it attaches a segment: what follows the call is in the segment."""
     chain = filtered(ASKED | {NR.shmat: ERRNO | 1}, KILL_PROCESS)
     with pytest.raises(Unsupported, match=r"harmed by its seccomp filter: for shmat\(2\)"):
-        Sandbox(os.getpid())._check(os.getpid(), chain)
+        Sandbox(OURS)._check(os.getpid(), chain)
 
 
 def test_a_call_that_kills() -> None:
     with pytest.raises(Unsupported, match=r"for prctl\(2\)"):
-        Sandbox(os.getpid())._check(os.getpid(), filtered(ASKED | {NR.prctl: 0}, ALLOW))
+        Sandbox(OURS)._check(os.getpid(), filtered(ASKED | {NR.prctl: 0}, ALLOW))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,7 @@ def test_a_call_that_kills() -> None:
 )
 def test_who_is_killed_for_keyctl_is_not_asked(answer: int, asked: bool) -> None:
     """Such a filter is no reason to refuse a dump: nearly nobody has keyrings of its own."""
-    sandbox, chain = Sandbox(os.getpid()), filtered({NR.keyctl: answer}, ALLOW)
+    sandbox, chain = Sandbox(OURS), filtered({NR.keyctl: answer}, ALLOW)
     sandbox._chains[os.getpid()] = chain
     sandbox._check(os.getpid(), chain)
     assert sandbox.may_tell_keyrings(os.getpid()) == asked

@@ -30,6 +30,8 @@ static void take(struct core_told *one)
 	if (!got)
 		return;
 	one->told = got < 0 ? -errno : 1;
+	if (got > 0 && one->status >> 16 == PTRACE_EVENT_EXIT)	/* who executes waits for it */
+		core_ptrace(PTRACE_CONT, one->tid, 0, 0);
 	if (got > 0 && WIFSTOPPED(one->status) && !(one->status >> 16))
 		core_ptrace(PTRACE_GETSIGINFO, one->tid, 0, (uintptr_t)&info);
 	one->code = info.si_code;
@@ -77,6 +79,8 @@ int64_t core_hear(struct core_told *told, size_t n)
 			break;
 		take(one);
 		count += one->told != 0;
+		if (one->told == 1 && one->status >> 16 == PTRACE_EVENT_EXEC)
+			count = take_all(told, n); /* the others of its process are no more */
 	}
 	return count;
 }

@@ -10,6 +10,7 @@ from ckpt.files.kind import Dump
 from ckpt.files.opened import OpenFiles
 from ckpt.image.directory import ImageDir
 from ckpt.kernel.glance import Glance
+from ckpt.kernel.way import Way
 from ckpt.options import DumpOptions
 
 
@@ -38,7 +39,7 @@ def test_a_descriptor_closed_before_the_glance(
 
     monkeypatch.setattr(Glance, "look", after_it_was_closed)
     with image, OpenFiles() as opened, Glance() as glance:
-        opened.add(pid, pidfd)
+        opened.add(Way(pid, pid), pidfd)
         opened.look()
         opened.look_ahead(out, glance)
         assert opened._agrees is not closed
