@@ -159,7 +159,9 @@ def _await_end(pid: int) -> None:
 class Undertaker:
     """A process of ours that buries the child if we are killed; it waits for nothing else."""
 
-    def __init__(self, pid: int, clone: Call, stub: Range, sharers: Sequence[int]) -> None:
+    def __init__(
+        self, pid: int, slot: Slot, clone: Call, stub: Range, sharers: Sequence[int]
+    ) -> None:
         reader, self._writer = os.pipe2(os.O_CLOEXEC)
         self._pid = os.fork()
         if not self._pid:
@@ -168,16 +170,16 @@ class Undertaker:
                 os.closerange(0, reader)
                 os.closerange(reader + 1, 1 << 30)
                 if not os.read(reader, 1):
-                    self._work(pid, clone, stub, sharers)
+                    self._work(pid, slot, clone, stub, sharers)
             finally:
                 os._exit(0)
         os.close(reader)
 
     @staticmethod
-    def _work(pid: int, clone: Call, stub: Range, sharers: Sequence[int]) -> None:
-        """Bury it, once we know it: the call may be still on its way."""
+    def _work(pid: int, slot: Slot, clone: Call, stub: Range, sharers: Sequence[int]) -> None:
+        """Bury it, once we know it: the call may be still on its way, if it was set off to."""
         deadline = time.monotonic() + _PATIENCE
-        while clone.ret == -errno.EINPROGRESS and time.monotonic() < deadline:
+        while clone.ret == -errno.EINPROGRESS and slot.was_used and time.monotonic() < deadline:
             time.sleep(0.001)
         if clone.ret > 0:
             bury(pid, clone.ret, stub, sharers=sharers)

@@ -74,7 +74,7 @@ class Fork:
         segment = self._errand.segment
         stub = segment.base, segment.base + segment.size
         sharers = self.snapshot.sharers()
-        self._undertaker = Undertaker(self.pid, self._clone, stub, sharers)
+        self._undertaker = Undertaker(self.pid, self._errand.slot, self._clone, stub, sharers)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -183,6 +183,12 @@ class Slot(NamedTuple):
         """Where the task sees it."""
         return self.segment.base + self.offset
 
+    @property
+    def was_used(self) -> bool:
+        """Whether a thread has ever been set off to it, or was about to be."""
+        at = self.offset + TID
+        return self.segment.memory[at : at + 8] != bytes(8)
+
 
 class Buffer:
     """Memory of a batch, as the task's calls see it and as we do."""

@@ -302,11 +302,14 @@ from ckpt.kernel.way import way_to
 from ckpt.sandbox import Sandbox
 pid, start, number = map(int, sys.argv[1:])
 way, pidfd, kept = way_to(pid), pidfd_open(pid), []
-def register(uffd):
-    uffd.register(start, start + 4096, Mode.WP)
-    kept.append(uffd)
+class Registrar:
+    def plan(self, mappings):
+        pass
+    def register(self, uffd):
+        assert uffd.register_all([(start, start + 4096)], Mode.WP)
+        kept.append(uffd)
 with Guard() as guard, guard.ward(pid) as ward:
-    fetch_userfaultfd(way, pidfd, TRACKING, register, ward, Sandbox(way), [])
+    fetch_userfaultfd(way, pidfd, TRACKING, Registrar(), ward, Sandbox(way), [])
     kept[0].protect([(start, 4096)])
     os.kill(pid, signal.SIGUSR1)
     def waits(task):

@@ -92,7 +92,7 @@ def test_a_terminal_does_no_harm(signo: signal.Signals, place: Path) -> None:
     images = place / "images"
     with Target(WRITING, place / "target") as target:
         argv = [sys.executable, "-m", "ckpt", "dump", "-R", "-t", str(target.pid)]
-        argv += ["-D", str(images), "--max-rate", "32M"]
+        argv += ["-D", str(images), "--max-rate", "128M"]
         # In a group of its own: nothing stops one whose group is an orphan (setpgid(2)).
         with subprocess.Popen(argv, cwd=REPO, stderr=subprocess.DEVNULL, process_group=0) as dump:
             try:
