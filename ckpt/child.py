@@ -100,11 +100,11 @@ def bury(
     """
     with suppress(NoSuchTask):  # the process has ended: the child is init's
         _await_end(child)
-        while not _try_to_bury(pid, child, stub or (0, 0), guard, sandbox, sharers):
+        while not _has_buried(pid, child, stub or (0, 0), guard, sandbox, sharers):
             time.sleep(0.001)
 
 
-def _try_to_bury(
+def _has_buried(
     pid: int,
     child: int,
     stub: Range,
@@ -112,23 +112,9 @@ def _try_to_bury(
     sandbox: Sandbox | None,
     sharers: Sequence[int],
 ) -> bool:
-    """Do it, unless the guard is at work just now."""
-    try:
-        return _do_bury(pid, child, stub, guard, sandbox, sharers)
-    except NotPermitted:
-        return False
-
-
-def _do_bury(
-    pid: int,
-    child: int,
-    stub: Range,
-    guard: Ward | None,
-    sandbox: Sandbox | None,
-    sharers: Sequence[int],
-) -> bool:
-    """Do it, unless the thread is still in the stub, from where it goes home by itself."""
+    """Do it, unless the thread is in the stub, from where it goes home, or the guard is at work."""
     with (
+        suppress(NotPermitted),  # the guard traces it just now
         uninterrupted(),  # or their segment would stay
         Errand(way_to(pid), guard, sandbox, CALLS) as errand,
         Frozen(pid, [[one] for one in sharers]) as frozen,
@@ -143,7 +129,8 @@ def _do_bury(
             if stub[0]:
                 batch.call(NR.shmdt, stub[0])
             remote.infect(one.regs, one.sigmask, errand.gadget, batch)
-    return True
+        return True
+    return False
 
 
 def _await_end(pid: int) -> None:

@@ -57,9 +57,9 @@ class _ThreadQuestions(NamedTuple):
 
 
 class Questions:
-    """The questions to a process, and after `ask` the answers; a context manager.
+    """The questions to a process, and after a visit the answers; a context manager.
 
-    Built while the process runs. If it changed since (a thread more, another timer), `ask`
+    Built while the process runs. If it changed since (a thread more, another timer), `asked`
     builds anew what that touches. Each process has a segment of its own; of those that share their
     memory none may be where another's is to be: these places are `reserved`.
     """
@@ -319,8 +319,7 @@ class Errand:
         *,
         room: int = 0,
     ) -> None:
-        self.pid, self._tid = way
-        tid = way.tid
+        self.pid, tid = self._way = way
         self._guard, self._sandbox, self._calls = guard, sandbox, calls
         if sandbox:
             sandbox.allow(tid, calls)
@@ -372,7 +371,7 @@ class Errand:
 
     def mappings(self, seen: Seen) -> list[maps.MapsEntry]:
         """Return the mappings that a glance has seen: most likely those that there were before."""
-        text = seen.read(self._tid, "maps")
+        text = seen.read(self._way.tid, "maps")
         return self._program.mappings if text == self._program.text else maps.parse_maps(text)
 
 

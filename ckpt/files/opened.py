@@ -484,7 +484,7 @@ class OpenFiles:
         if not same:
             return held
         paths = now.differing(ahead, self._everything)
-        different = {self._infos.get(path) for path in paths}
+        different = {self._infos[path] for path in paths if path in self._infos}
         return [one for one in held if one in different or not one.told]
 
     def _is_same(self, one: Opened, changed: bool) -> bool:

@@ -19,7 +19,7 @@ from ckpt.kernel.aside import Aside
 from ckpt.kernel.ffi import check, ffi, lib
 
 _ROOM = 64 << 10
-_AT_FDCWD, _STAT = -100, 144
+_AT_FDCWD, _STAT, _PATH_MAX = -100, 144, 4096
 _WHOLE = -1
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -93,11 +93,12 @@ class Glance:
         Of a path that is longer by then there is just enough to see that.
         """
         name = self.out(content=os.fsencode(path) + b"\0")
+        room = _PATH_MAX  # of one that cannot be read just now, either look may tell an error
         with suppress(OSError):
             room = len(os.fsencode(os.readlink(path))) + 1
-            if stat:
-                self.call(NR.newfstatat, _AT_FDCWD, name, self.out(_STAT), 0)
-            self.call(NR.readlinkat, _AT_FDCWD, name, self.out(room), room)
+        if stat:
+            self.call(NR.newfstatat, _AT_FDCWD, name, self.out(_STAT), 0)
+        self.call(NR.readlinkat, _AT_FDCWD, name, self.out(room), room)
 
     def out(self, size: int = 0, content: bytes = b"") -> Out:
         """Set room aside for a call to write to: content, and zeros up to size bytes."""

@@ -270,14 +270,13 @@ int64_t core_come_back(struct core_lent *lent, struct core_told *told, size_t n)
 	core_hear(told, n);
 	for (size_t i = 0; i < n; i++) {
 		struct core_lent *one = &lent[i];
-		int64_t ret = 1;
+		int64_t ret;
 
 		if (!is_at_end(one, &told[i]))
 			continue;
-		if (one->homeward && (ret = go_home(one)) >= 0)
-			ret = 1;
-		one->back = ret;
-		back += ret > 0;
+		ret = one->homeward ? go_home(one) : 0;
+		one->back = ret < 0 ? ret : 1;
+		back += ret >= 0;
 	}
 	return back;
 }

@@ -75,6 +75,17 @@ def test_what_was_seen_first_stays(glance: Glance, tmp_path: Path) -> None:
     assert seen.find(str(first)) == b"one"
 
 
+def test_a_link_that_comes_later(glance: Glance, tmp_path: Path) -> None:
+    """One that was not there when it was added is no less a difference."""
+    begin = glance.mark()
+    glance.link(str(tmp_path / "link"))
+    part = glance.since(begin)
+    before = glance.look()
+    assert glance.look().same_answers(before, part)
+    (tmp_path / "link").symlink_to("/")
+    assert not glance.look().same_answers(before, part)
+
+
 def test_more_than_there_is_room_for(glance: Glance, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * (300 << 10))
